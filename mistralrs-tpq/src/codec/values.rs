@@ -1,0 +1,89 @@
+//! A partial sum as the engine hands it over: `[tokens, features]`, row-major, in one of three dtypes.
+
+use half::{bf16, f16};
+
+/// Element type of a partial sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Dtype {
+    F32 = 0,
+    Bf16 = 1,
+    F16 = 2,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+
+    pub const fn from_tag(tag: u8) -> Option<Self> {
+        match tag {
+            0 => Some(Self::F32),
+            1 => Some(Self::Bf16),
+            2 => Some(Self::F16),
+            _ => None,
+        }
+    }
+}
+
+/// Borrowed elements of a partial sum.
+#[derive(Debug, Clone, Copy)]
+pub enum Values<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
+}
+
+/// Where a finished sum is written, in the dtype of the input.
+#[derive(Debug)]
+pub enum ValuesMut<'a> {
+    F32(&'a mut [f32]),
+    Bf16(&'a mut [bf16]),
+    F16(&'a mut [f16]),
+}
+
+impl<'a> Values<'a> {
+    pub const fn len(&self) -> usize {
+        match self {
+            Self::F32(v) => v.len(),
+            Self::Bf16(v) => v.len(),
+            Self::F16(v) => v.len(),
+        }
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub const fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::Bf16(_) => Dtype::Bf16,
+            Self::F16(_) => Dtype::F16,
+        }
+    }
+
+    /// Elements `start..end`.
+    ///
+    /// # Panics
+    /// When the range is out of bounds: a caller's bug, never a peer's or a user's input.
+    pub fn slice(&self, start: usize, end: usize) -> Values<'a> {
+        match self {
+            Self::F32(v) => Self::F32(&v[start..end]),
+            Self::Bf16(v) => Self::Bf16(&v[start..end]),
+            Self::F16(v) => Self::F16(&v[start..end]),
+        }
+    }
+}
