@@ -1,0 +1,82 @@
+//! What rank 0 asks of the other ranks outside the engine's own steps, and what they answer.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::calibrate::RangeObserver;
+
+/// Sent by rank 0 on the step channel, so that it takes effect between two steps on every rank.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Command {
+    /// Use this entry of the node's codec choices from the next exchange on.
+    Select(usize),
+    /// Feed partial sums to the observers (calibration).
+    Observe(bool),
+    /// A calibration sequence ended: fold its ranges into the moving averages.
+    EndSequence,
+    /// Compare each encoded partial sum with its dequantized copy, and add up the error.
+    Verify(bool),
+    /// Answer with the observers' state.
+    GatherLayers,
+    /// Answer with the counters of one codec choice, and with the digest of the logits once `logits` raw-logit
+    /// responses have been seen.
+    GatherReport { choice: usize, logits: usize },
+    /// Replace the observers' state: sent to each rank with its own, to resume a calibration.
+    RestoreLayers(LayerState),
+    /// Set the counters of the report to zero.
+    ResetReport,
+    /// The group ends in good order.
+    Shutdown,
+}
+
+/// One rank's calibration state, by layer name.
+pub type LayerState = BTreeMap<String, RangeObserver>;
+
+/// An answer to rank 0.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Reply {
+    Layers(LayerState),
+    Report(Box<RankReport>),
+}
+
+/// What one rank counted since the last reset, under one codec choice.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RankReport {
+    pub rank: usize,
+    /// SHA-256 over all raw logits of all choices, in request order.
+    pub logits_digest: String,
+    pub exchanges: u64,
+    /// Values (tokens times features) that this rank put into exchanges.
+    pub values: u64,
+    /// Payload bits over values: the codec's bits, without frame headers.
+    pub payload_bits: u64,
+    /// Bytes that this rank wrote to its data links, headers included.
+    pub bytes_sent: u64,
+    /// Bytes that the same exchanges would have sent as an unquantized two-shot all-reduce in BF16.
+    pub bytes_sent_bf16: u64,
+    pub clipped: u64,
+    pub nonfinite: u64,
+    pub encode_ns: u64,
+    pub wire_ns: u64,
+    pub decode_ns: u64,
+    /// Only while verifying, per layer.
+    pub layers: BTreeMap<String, LayerError>,
+}
+
+/// Error of one rank's own partial sums at one layer.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct LayerError {
+    pub values: u64,
+    pub signal_energy: f64,
+    pub error_energy: f64,
+    /// Values farther from their dequantized copy than the codec's analytic bound.
+    pub out_of_bound: u64,
+}
+
+impl LayerError {
+    /// Signal-to-quantization-noise ratio in dB; infinite when there is no error.
+    pub fn sqnr_db(&self) -> f64 {
+        10.0 * (self.signal_energy / self.error_energy).log10()
+    }
+}

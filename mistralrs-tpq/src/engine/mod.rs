@@ -1,0 +1,63 @@
+//! Station 0: where mistral.rs calls in.
+//!
+//! [`install`] reads the configuration and hands the engine two things: a provider that supplies rank, world size and
+//! the all-reduce of each row-parallel layer, and a step channel that carries rank 0's decisions. Both belong to one
+//! [`Node`], the process's place in the group. The links are opened when the engine is about to read a model, because
+//! only then the model's fingerprint is known, which the ranks compare.
+//!
+//! ```text
+//! install ── Node ──┬── provider: prepare(model) -> connect, compare; reducer(site) -> SiteReducer
+//!                   └── step channel: engine messages and tpq's own commands, in one order
+//! ```
+
+mod command;
+mod driver;
+mod fingerprint;
+mod node;
+mod provider;
+mod reducer;
+mod step;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+pub use command::{Command, LayerState, RankReport, Reply};
+pub use driver::{Driver, ModelOptions, SequenceLogits};
+pub use fingerprint::model_fingerprint;
+pub use node::{CodecChoice, Node};
+
+use crate::config::{Plan, Topology};
+
+/// Puts the exchange of `config` under every model that this process loads from now on.
+///
+/// Returns the node, or `None` for a world size of one: the engine then runs as upstream does.
+///
+/// On a rank other than 0 the engine's `build()` does not return: the rank follows rank 0, and its process exits when
+/// the group ends, with 0 when rank 0 ended it and 1 otherwise.
+///
+/// # Errors
+/// An invalid configuration (file and key named), a second call, a call after a model was loaded.
+pub fn install(config: &Path) -> Result<Option<Arc<Node>>> {
+    let plan = Plan::load(config)?;
+    let topology = Topology::resolve(&plan)?;
+    install_plan(plan, topology)
+}
+
+/// As [`install`], from a plan that is already loaded.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_plan(plan: Plan, topology: Topology) -> Result<Option<Arc<Node>>> {
+    let origin = plan.origin.display().to_string();
+    let Some(node) = Node::new(plan, topology)? else {
+        tracing::warn!("{origin}: the world size is 1, so there is nothing to exchange: running as one process");
+        return Ok(None);
+    };
+    let node = Arc::new(node);
+    mistralrs_quant::set_all_reduce_provider(Arc::new(provider::Provider::new(node.clone())))
+        .context("tpq cannot be installed")?;
+    mistralrs_core::set_step_channel(Box::new(step::Channel::new(node.clone()))).context("tpq cannot be installed")?;
+    Ok(Some(node))
+}

@@ -1,0 +1,418 @@
+//! This process's place in the group: links, codecs, counters.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure, Context, Result};
+use mistralrs_core::Response;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc::Sender;
+
+use super::command::{Command, LayerError, LayerState, RankReport, Reply};
+use super::step::COMMAND;
+use crate::codec::{Codec, Dtype};
+use crate::config::{CodecPlan, Plan, Topology};
+use crate::exchange::{Communicator, ExchangeStats, Site};
+use crate::manifest::{Expected, Manifest};
+use crate::transport::{Patience, Transport};
+use crate::wire::Identity;
+
+/// One way to exchange, selectable at run time on all ranks at one step boundary.
+#[derive(Debug)]
+pub struct CodecChoice {
+    pub label: String,
+    pub codec: CodecPlan,
+    pub manifest: Option<Manifest>,
+}
+
+impl CodecChoice {
+    /// Loads the manifest that `codec` names.
+    ///
+    /// # Errors
+    /// A manifest that cannot be read or does not hold together.
+    pub fn load(label: &str, codec: CodecPlan) -> Result<Self> {
+        let manifest = match &codec {
+            CodecPlan::Paper { manifest } => Some(Manifest::load(manifest)?),
+            CodecPlan::None | CodecPlan::Dynamic => None,
+        };
+        Ok(Self { label: label.to_owned(), codec, manifest })
+    }
+}
+
+/// The links, once the model is known.
+#[derive(Debug)]
+struct Group {
+    transport: Arc<dyn Transport>,
+    communicator: Communicator,
+    model: [u8; 32],
+    dtype: Dtype,
+}
+
+/// Raw-logit responses seen by this rank: their running digest, for comparison over the ranks.
+#[derive(Default)]
+struct LogitsLog {
+    count: usize,
+    digest: Sha256,
+}
+
+/// One rank of the group. Made by [`install`](super::install).
+pub struct Node {
+    pub plan: Plan,
+    topology: Topology,
+    choices: Vec<CodecChoice>,
+    selected: AtomicUsize,
+    observing: AtomicBool,
+    verifying: AtomicBool,
+    group: OnceLock<Group>,
+    observers: Mutex<LayerState>,
+    /// By codec choice.
+    reports: Mutex<BTreeMap<usize, RankReport>>,
+    logits: Mutex<LogitsLog>,
+    logits_arrived: Condvar,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("rank", &self.rank()).field("world_size", &self.world_size()).finish()
+    }
+}
+
+/// Rank 0 ended the group in good order.
+#[derive(Debug, thiserror::Error)]
+#[error("rank 0 ended the group")]
+pub(super) struct GroupEnded;
+
+/// A poisoned lock here guards counters and maps that are valid after any single assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Node {
+    /// `None` for a world size of one.
+    ///
+    /// # Errors
+    /// A manifest that cannot be used.
+    pub fn new(plan: Plan, topology: Topology) -> Result<Option<Self>> {
+        if topology.world_size() < 2 {
+            return Ok(None);
+        }
+        let configured = CodecChoice::load("configured", plan.codec.clone())?;
+        let lossless = CodecChoice::load("lossless", CodecPlan::None)?;
+        Ok(Some(Self {
+            plan,
+            topology,
+            choices: vec![configured, lossless],
+            selected: AtomicUsize::new(Self::CONFIGURED),
+            observing: AtomicBool::new(false),
+            verifying: AtomicBool::new(false),
+            group: OnceLock::new(),
+            observers: Mutex::default(),
+            reports: Mutex::default(),
+            logits: Mutex::default(),
+            logits_arrived: Condvar::new(),
+        }))
+    }
+
+    /// Index of the codec that the configuration names.
+    pub const CONFIGURED: usize = 0;
+    /// Index of the lossless exchange.
+    pub const LOSSLESS: usize = 1;
+
+    pub fn rank(&self) -> usize {
+        self.topology.rank()
+    }
+
+    pub fn world_size(&self) -> usize {
+        self.topology.world_size()
+    }
+
+    pub fn choices(&self) -> &[CodecChoice] {
+        &self.choices
+    }
+
+    /// Fingerprint and dtype of the loaded model.
+    pub fn model(&self) -> Option<([u8; 32], Dtype)> {
+        self.group.get().map(|group| (group.model, group.dtype))
+    }
+
+    /// Opens the links and compares model, manifests and policy over the ranks.
+    pub(super) fn connect(&self, model: [u8; 32], dtype: Dtype) -> Result<()> {
+        ensure!(self.group.get().is_none(), "tpq serves one model per process, and one is loaded already");
+        for choice in &self.choices {
+            if let Some(manifest) = &choice.manifest {
+                manifest.check_matches(&Expected { fingerprint: model.into(), dtype, world_size: self.world_size() })?;
+            }
+        }
+        let identity = self.identity(model, dtype);
+        let started = Instant::now();
+        let transport = self.topology.connect(&self.plan, identity)?;
+        tracing::info!(
+            "rank {} of {} connected in {:.1} s; codec {}",
+            self.rank(),
+            self.world_size(),
+            started.elapsed().as_secs_f64(),
+            self.plan.codec.name(),
+        );
+        let communicator = Communicator::new(transport.clone(), self.plan.exchange_config());
+        let group = Group { transport, communicator, model, dtype };
+        if self.group.set(group).is_err() {
+            bail!("tpq serves one model per process, and one is loaded already");
+        }
+        Ok(())
+    }
+
+    fn identity(&self, model: [u8; 32], dtype: Dtype) -> Identity {
+        let mut manifests = Sha256::new();
+        for choice in &self.choices {
+            manifests.update(choice.manifest.as_ref().map_or([0; 32], |manifest| manifest.digest().0));
+        }
+        let manifest = match self.choices.iter().any(|choice| choice.manifest.is_some()) {
+            true => manifests.finalize().into(),
+            false => [0; 32],
+        };
+        let codec = self.plan.codec.name().to_owned();
+        Identity { dtype, model, manifest, codec, policy: self.plan.policy_digest().to_string() }
+    }
+
+    fn group(&self) -> Result<&Group> {
+        self.group.get().context("the links are not open: no model has been loaded under tpq")
+    }
+
+    // --- exchanges -------------------------------------------------------------------------------------------------
+
+    pub(super) fn communicator(&self) -> Result<&Communicator> {
+        Ok(&self.group()?.communicator)
+    }
+
+    pub(super) fn selected(&self) -> usize {
+        self.selected.load(Ordering::Acquire)
+    }
+
+    pub(super) fn observing(&self) -> bool {
+        self.observing.load(Ordering::Acquire)
+    }
+
+    pub(super) fn verifying(&self) -> bool {
+        self.verifying.load(Ordering::Acquire)
+    }
+
+    pub(super) fn observe(&self, layer: &str, features: usize, rows: &[f32]) -> Result<()> {
+        let ema = self.plan.calibration.ema;
+        let mut observers = lock(&self.observers);
+        if !observers.contains_key(layer) {
+            observers.insert(layer.to_owned(), crate::calibrate::RangeObserver::new(features, ema));
+        }
+        let observer = observers.get_mut(layer).context("observer was just inserted")?;
+        observer.observe(rows)?;
+        Ok(())
+    }
+
+    pub(super) fn count(&self, choice: usize, codec: &dyn Codec, tokens: usize, dtype: Dtype, stats: &ExchangeStats) {
+        let values = tokens * codec.features();
+        let mut reports = lock(&self.reports);
+        let report = reports.entry(choice).or_default();
+        report.bytes_sent += stats.bytes_sent;
+        report.exchanges += 1;
+        report.values += values as u64;
+        report.payload_bits += codec.payload_len(tokens, dtype) as u64 * 8;
+        // 2(N-1)/N of the message, two bytes a value.
+        report.bytes_sent_bf16 += (4 * (self.world_size() - 1) * values / self.world_size()) as u64;
+        report.clipped += stats.clipped;
+        report.nonfinite += stats.nonfinite;
+        report.encode_ns += stats.encode.as_nanos() as u64;
+        report.wire_ns += stats.wire.as_nanos() as u64;
+        report.decode_ns += stats.decode.as_nanos() as u64;
+    }
+
+    pub(super) fn count_error(&self, choice: usize, layer: &str, error: LayerError) {
+        let mut reports = lock(&self.reports);
+        let total = reports.entry(choice).or_default().layers.entry(layer.to_owned()).or_default();
+        total.values += error.values;
+        total.signal_energy += error.signal_energy;
+        total.error_energy += error.error_energy;
+        total.out_of_bound += error.out_of_bound;
+    }
+
+    pub(super) fn site(&self, name: Arc<str>) -> Site {
+        let digest = Sha256::digest(name.as_bytes());
+        Site { id: u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]), name }
+    }
+
+    // --- step channel ----------------------------------------------------------------------------------------------
+
+    pub(super) fn send_to_followers(&self, message: &[u8]) -> Result<()> {
+        let transport = &self.group()?.transport;
+        for rank in 1..self.world_size() {
+            transport.send_message(rank, message)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn receive_from_rank_0(&self) -> Result<Vec<u8>> {
+        Ok(self.group()?.transport.recv_message(0, Patience::Silence(self.plan.links.timeout))?)
+    }
+
+    /// Rank 0: makes every rank, this one included, obey `command`. Only while no request is running.
+    ///
+    /// # Errors
+    /// A lost rank.
+    pub fn command(&self, command: &Command) -> Result<()> {
+        let mut message = vec![COMMAND];
+        serde_json::to_writer(&mut message, command)?;
+        self.send_to_followers(&message)?;
+        match command {
+            Command::Shutdown => Ok(()),
+            _ => self.obey(command.clone()),
+        }
+    }
+
+    /// Rank 0: the answers of all ranks to a gathering command, by rank, this one's first.
+    ///
+    /// # Errors
+    /// A lost rank, or one that answers nothing within ten times the exchange timeout.
+    pub fn gather(&self, command: &Command) -> Result<Vec<Reply>> {
+        self.command(command)?;
+        let mut replies = vec![self.reply(command)?];
+        let patience = Patience::Total(self.plan.links.timeout * 10);
+        for rank in 1..self.world_size() {
+            let message = self.group()?.transport.recv_message(rank, patience)?;
+            let reply = serde_json::from_slice(&message)
+                .with_context(|| format!("rank {rank} answered in an unknown form: is it the same version?"))?;
+            replies.push(reply);
+        }
+        Ok(replies)
+    }
+
+    pub(super) fn obey(&self, command: Command) -> Result<()> {
+        match &command {
+            Command::Select(choice) => {
+                ensure!(*choice < self.choices.len(), "rank 0 selected codec {choice} of {}", self.choices.len());
+                self.selected.store(*choice, Ordering::Release);
+            }
+            Command::Observe(on) => self.observing.store(*on, Ordering::Release),
+            Command::Verify(on) => self.verifying.store(*on, Ordering::Release),
+            Command::EndSequence => lock(&self.observers).values_mut().for_each(|observer| observer.end_sequence()),
+            Command::ResetReport => {
+                lock(&self.reports).clear();
+                *lock(&self.logits) = LogitsLog::default();
+            }
+            Command::RestoreLayers(layers) => *lock(&self.observers) = layers.clone(),
+            Command::GatherLayers | Command::GatherReport { .. } => {
+                if self.rank() != 0 {
+                    let reply = serde_json::to_vec(&self.reply(&command)?)?;
+                    self.group()?.transport.send_message(0, &reply)?;
+                }
+            }
+            Command::Shutdown => return Err(GroupEnded.into()),
+        }
+        Ok(())
+    }
+
+    fn reply(&self, command: &Command) -> Result<Reply> {
+        match command {
+            Command::GatherLayers => Ok(Reply::Layers(lock(&self.observers).clone())),
+            Command::GatherReport { choice, logits } => Ok(Reply::Report(Box::new(self.report_after(*choice, *logits)?))),
+            other => bail!("{other:?} has no answer"),
+        }
+    }
+
+    /// Rank 0: hands every rank the calibration state it had, `[rank]`.
+    ///
+    /// # Errors
+    /// A lost rank.
+    pub fn restore_layers(&self, ranks: Vec<LayerState>) -> Result<()> {
+        ensure!(ranks.len() == self.world_size(), "{} states for {} ranks", ranks.len(), self.world_size());
+        for (rank, layers) in ranks.into_iter().enumerate() {
+            let command = Command::RestoreLayers(layers);
+            if rank == 0 {
+                self.obey(command)?;
+                continue;
+            }
+            let mut message = vec![COMMAND];
+            serde_json::to_writer(&mut message, &command)?;
+            self.group()?.transport.send_message(rank, &message)?;
+        }
+        Ok(())
+    }
+
+    // --- report ----------------------------------------------------------------------------------------------------
+
+    /// The counters, once `logits` raw-logit responses have been digested.
+    fn report_after(&self, choice: usize, logits: usize) -> Result<RankReport> {
+        let deadline = Instant::now() + self.plan.links.timeout;
+        let mut log = lock(&self.logits);
+        while log.count < logits {
+            let left = deadline.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "rank {} saw {} raw-logit responses, expected {logits}", self.rank(), log.count);
+            let wait = left.min(Duration::from_millis(100));
+            log = self.logits_arrived.wait_timeout(log, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let logits_digest = log.digest.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        drop(log);
+        let report = lock(&self.reports).get(&choice).cloned().unwrap_or_default();
+        Ok(RankReport { rank: self.rank(), logits_digest, ..report })
+    }
+
+    /// Adds the logits of one sequence to this rank's digest.
+    pub(super) fn log_logits(&self, logits: &[f32]) {
+        let mut log = lock(&self.logits);
+        log.digest.update(bytemuck::cast_slice(logits));
+        log.count += 1;
+        self.logits_arrived.notify_all();
+    }
+
+    /// A sender whose raw-logit responses go into the digest; the rest is dropped.
+    pub(super) fn collect_responses(self: &Arc<Self>) -> Sender<Response> {
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(16);
+        let node = self.clone();
+        // A thread of its own: the engine's runtime is blocked while it waits for rank 0.
+        std::thread::spawn(move || {
+            while let Some(response) = receiver.blocking_recv() {
+                if let Response::Raw { logits_chunks, .. } = response {
+                    match super::driver::logits_rows(&logits_chunks) {
+                        Ok((rows, _)) => node.log_logits(&rows),
+                        Err(error) => tracing::error!("cannot read this rank's logits: {error:#}"),
+                    }
+                }
+            }
+        });
+        sender
+    }
+
+    /// Codec of `choice` for one layer.
+    pub(super) fn codec(&self, choice: usize, layer: &str, features: usize) -> Result<Arc<dyn Codec>> {
+        let CodecChoice { codec, manifest, .. } = &self.choices[choice];
+        crate::codec::build(codec.kind(), features, || {
+            let manifest = manifest.as_ref().context("a paper codec without a manifest")?;
+            let layer = manifest.layer(layer)?;
+            Ok((layer.scales.clone(), layer.outliers.clone()))
+        })
+    }
+
+    /// Ends the group in good order (rank 0); the other ranks exit with 0.
+    pub fn shutdown(&self) {
+        if self.rank() == 0 && self.group.get().is_some() {
+            if let Err(error) = self.command(&Command::Shutdown) {
+                tracing::warn!("could not tell the other ranks to end: {error:#}");
+            }
+        }
+    }
+}
+
+/// Layers of each rank, checked to be the same set: `[rank][layer]`.
+///
+/// # Errors
+/// A rank whose layers differ from rank 0's.
+pub fn gathered_layers(replies: Vec<Reply>) -> Result<Vec<BTreeMap<String, crate::calibrate::RangeObserver>>> {
+    let mut ranks: Vec<LayerState> = Vec::with_capacity(replies.len());
+    for (rank, reply) in replies.into_iter().enumerate() {
+        let Reply::Layers(layers) = reply else { bail!("rank {rank} answered something else than its layers") };
+        if let Some(first) = ranks.first() {
+            ensure!(first.keys().eq(layers.keys()), "rank {rank} observed other layers than rank 0");
+        }
+        ranks.push(layers);
+    }
+    Ok(ranks)
+}

@@ -1,0 +1,148 @@
+//! The all-reduce of one layer, as a candle custom op.
+
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{ensure, Context};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use mistralrs_quant::AllReduce;
+
+use super::command::LayerError;
+use super::node::Node;
+use super::provider::candle;
+use crate::codec::{Codec, Values, ValuesMut};
+use crate::exchange::Site;
+
+/// Sums one layer's partial sums over the ranks.
+#[derive(Debug)]
+pub(super) struct SiteReducer {
+    node: Arc<Node>,
+    site: Site,
+    /// One codec per choice of the node. Made at the first exchange, which is the first to know the feature count.
+    codecs: OnceLock<Vec<Arc<dyn Codec>>>,
+}
+
+impl SiteReducer {
+    /// # Errors
+    /// A layer that the manifest does not know.
+    pub(super) fn new(node: Arc<Node>, name: Arc<str>) -> anyhow::Result<Self> {
+        for choice in node.choices() {
+            if let Some(manifest) = &choice.manifest {
+                manifest.layer(&name)?;
+            }
+        }
+        let site = node.site(name);
+        Ok(Self { node, site, codecs: OnceLock::new() })
+    }
+
+    fn codec(&self, choice: usize, features: usize) -> anyhow::Result<&Arc<dyn Codec>> {
+        let codecs = match self.codecs.get() {
+            Some(codecs) => codecs,
+            None => {
+                let made = (0..self.node.choices().len())
+                    .map(|choice| self.node.codec(choice, &self.site.name, features))
+                    .collect::<anyhow::Result<Vec<_>>>()?;
+                self.codecs.get_or_init(|| made)
+            }
+        };
+        let codec = &codecs[choice];
+        ensure!(
+            codec.features() == features,
+            "layer {} was exchanged with {} features before, now {features}",
+            self.site.name,
+            codec.features()
+        );
+        Ok(codec)
+    }
+
+    fn exchange(&self, input: Values<'_>, output: ValuesMut<'_>, features: usize) -> anyhow::Result<()> {
+        let tokens = input.len() / features.max(1);
+        let node = &self.node;
+        let choice = match node.observing() || node.plan.stays_lossless(tokens) {
+            true => Node::LOSSLESS,
+            false => node.selected(),
+        };
+        let codec = self.codec(choice, features)?;
+        if node.observing() {
+            node.observe(&self.site.name, features, &to_f32(input))?;
+        }
+        if node.verifying() {
+            node.count_error(choice, &self.site.name, own_error(codec.as_ref(), node.rank(), input));
+        }
+        let dtype = input.dtype();
+        let stats = node.communicator()?.all_reduce(&self.site, codec.as_ref(), input, output)?;
+        node.count(choice, codec.as_ref(), tokens, dtype, &stats);
+        Ok(())
+    }
+}
+
+impl AllReduce for SiteReducer {
+    fn sum_all_reduce(&self, xs: &Tensor) -> Result<Tensor> {
+        xs.apply_op1_no_bwd(&AllReduceOp(self))
+    }
+}
+
+struct AllReduceOp<'a>(&'a SiteReducer);
+
+impl AllReduceOp<'_> {
+    fn run<'v, T: Clone + Default>(
+        &self,
+        data: &'v [T],
+        layout: &Layout,
+        values: impl Fn(&'v [T]) -> Values<'v>,
+        values_mut: impl for<'m> Fn(&'m mut [T]) -> ValuesMut<'m>,
+    ) -> anyhow::Result<Vec<T>> {
+        let (start, end) = layout.contiguous_offsets().context("the engine passed a partial sum that is not contiguous")?;
+        let features = layout.dims().last().copied().unwrap_or(1);
+        let mut output = vec![T::default(); end - start];
+        self.0.exchange(values(&data[start..end]), values_mut(&mut output), features)?;
+        Ok(output)
+    }
+}
+
+impl CustomOp1 for AllReduceOp<'_> {
+    fn name(&self) -> &'static str {
+        "tpq-all-reduce"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let output = match storage {
+            CpuStorage::F32(v) => self.run(v, layout, Values::F32, |v| ValuesMut::F32(v)).map(CpuStorage::F32),
+            CpuStorage::BF16(v) => self.run(v, layout, Values::Bf16, |v| ValuesMut::Bf16(v)).map(CpuStorage::BF16),
+            CpuStorage::F16(v) => self.run(v, layout, Values::F16, |v| ValuesMut::F16(v)).map(CpuStorage::F16),
+            other => Err(anyhow::anyhow!("partial sums are f32, bf16 or f16, got {:?}", other.as_dtype())),
+        };
+        let site = &self.0.site.name;
+        let output = output.map_err(|error| candle(error.context(format!("all-reduce of {site} failed"))))?;
+        Ok((output, layout.shape().clone()))
+    }
+}
+
+fn to_f32(values: Values<'_>) -> Vec<f32> {
+    match values {
+        Values::F32(v) => v.to_vec(),
+        Values::Bf16(v) => v.iter().map(|x| x.to_f32()).collect(),
+        Values::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
+    }
+}
+
+/// Error of this rank's own partial sum after the codec: what the peers see against what it was.
+fn own_error(codec: &dyn Codec, rank: usize, input: Values<'_>) -> LayerError {
+    let features = codec.features().max(1);
+    let tokens = input.len() / features;
+    let dtype = input.dtype();
+    let exact = to_f32(input);
+    let mut payload = vec![0; codec.payload_len(tokens, dtype)];
+    codec.encode(rank, input, &mut payload);
+    let mut seen = vec![0.0; exact.len()];
+    if codec.decode_accumulate(rank, &payload, dtype, &mut seen).is_err() {
+        return LayerError { out_of_bound: exact.len() as u64, ..LayerError::default() };
+    }
+    let mut total = LayerError { values: exact.len() as u64, ..LayerError::default() };
+    for (i, (&x, &y)) in exact.iter().zip(&seen).enumerate() {
+        let error = (f64::from(x) - f64::from(y)).abs();
+        total.signal_energy += f64::from(x) * f64::from(x);
+        total.error_energy += error * error;
+        total.out_of_bound += u64::from(error > f64::from(codec.max_abs_error(rank, i % features, x)));
+    }
+    total
+}
