@@ -13,6 +13,7 @@
 mod command;
 mod driver;
 mod fingerprint;
+mod links;
 mod node;
 mod provider;
 mod reducer;
@@ -26,9 +27,9 @@ use anyhow::{Context, Result};
 pub use command::{Command, LayerState, RankReport, Reply};
 pub use driver::{Driver, ModelOptions, SequenceLogits};
 pub use fingerprint::model_fingerprint;
-pub use node::{CodecChoice, Node};
+pub use node::{gathered_layers, CodecChoice, Node};
 
-use crate::config::{Plan, Topology};
+use crate::config::{Environment, Plan};
 
 /// Puts the exchange of `config` under every model that this process loads from now on.
 ///
@@ -41,21 +42,21 @@ use crate::config::{Plan, Topology};
 /// An invalid configuration (file and key named), a second call, a call after a model was loaded.
 pub fn install(config: &Path) -> Result<Option<Arc<Node>>> {
     let plan = Plan::load(config)?;
-    let topology = Topology::resolve(&plan)?;
-    install_plan(plan, topology)
+    install_plan(plan)
 }
 
 /// As [`install`], from a plan that is already loaded.
 ///
 /// # Errors
 /// As [`install`].
-pub fn install_plan(plan: Plan, topology: Topology) -> Result<Option<Arc<Node>>> {
+pub fn install_plan(plan: Plan) -> Result<Option<Arc<Node>>> {
     let origin = plan.origin.display().to_string();
-    let Some(node) = Node::new(plan, topology)? else {
+    let topology = plan.topology(&Environment::from_process())?;
+    let Some(place) = links::place(&plan, &topology)? else {
         tracing::warn!("{origin}: the world size is 1, so there is nothing to exchange: running as one process");
         return Ok(None);
     };
-    let node = Arc::new(node);
+    let node = Arc::new(Node::new(plan, place)?);
     mistralrs_quant::set_all_reduce_provider(Arc::new(provider::Provider::new(node.clone())))
         .context("tpq cannot be installed")?;
     mistralrs_core::set_step_channel(Box::new(step::Channel::new(node.clone()))).context("tpq cannot be installed")?;

@@ -12,10 +12,11 @@ use tokio::sync::mpsc::Sender;
 
 use super::command::{Command, LayerError, LayerState, RankReport, Reply};
 use super::step::COMMAND;
-use crate::codec::{Codec, Dtype};
-use crate::config::{CodecPlan, Plan, Topology};
+use super::links::{self, Place};
+use crate::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables};
+use crate::config::{CodecPlan, Plan};
 use crate::exchange::{Communicator, ExchangeStats, Site};
-use crate::manifest::{Expected, Manifest};
+use crate::manifest::{Digest, Expected, Manifest};
 use crate::transport::{Patience, Transport};
 use crate::wire::Identity;
 
@@ -60,7 +61,7 @@ struct LogitsLog {
 /// One rank of the group. Made by [`install`](super::install).
 pub struct Node {
     pub plan: Plan,
-    topology: Topology,
+    place: Place,
     choices: Vec<CodecChoice>,
     selected: AtomicUsize,
     observing: AtomicBool,
@@ -90,19 +91,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Node {
-    /// `None` for a world size of one.
-    ///
     /// # Errors
     /// A manifest that cannot be used.
-    pub fn new(plan: Plan, topology: Topology) -> Result<Option<Self>> {
-        if topology.world_size() < 2 {
-            return Ok(None);
-        }
+    pub(super) fn new(plan: Plan, place: Place) -> Result<Self> {
         let configured = CodecChoice::load("configured", plan.codec.clone())?;
         let lossless = CodecChoice::load("lossless", CodecPlan::None)?;
-        Ok(Some(Self {
+        Ok(Self {
             plan,
-            topology,
+            place,
             choices: vec![configured, lossless],
             selected: AtomicUsize::new(Self::CONFIGURED),
             observing: AtomicBool::new(false),
@@ -112,7 +108,7 @@ impl Node {
             reports: Mutex::default(),
             logits: Mutex::default(),
             logits_arrived: Condvar::new(),
-        }))
+        })
     }
 
     /// Index of the codec that the configuration names.
@@ -121,11 +117,16 @@ impl Node {
     pub const LOSSLESS: usize = 1;
 
     pub fn rank(&self) -> usize {
-        self.topology.rank()
+        self.place.rank
     }
 
     pub fn world_size(&self) -> usize {
-        self.topology.world_size()
+        self.place.peers.len()
+    }
+
+    /// `none`, `paper` or `dynamic`, as configured.
+    pub fn codec_name(&self) -> &'static str {
+        links::codec_name(&self.plan.codec)
     }
 
     pub fn choices(&self) -> &[CodecChoice] {
@@ -142,20 +143,20 @@ impl Node {
         ensure!(self.group.get().is_none(), "tpq serves one model per process, and one is loaded already");
         for choice in &self.choices {
             if let Some(manifest) = &choice.manifest {
-                manifest.check_matches(&Expected { fingerprint: model.into(), dtype, world_size: self.world_size() })?;
+                manifest.check_matches(&Expected { fingerprint: Digest(model), dtype, world_size: self.world_size() })?;
             }
         }
         let identity = self.identity(model, dtype);
         let started = Instant::now();
-        let transport = self.topology.connect(&self.plan, identity)?;
+        let transport = links::connect(&self.plan, &self.place, identity)?;
         tracing::info!(
             "rank {} of {} connected in {:.1} s; codec {}",
             self.rank(),
             self.world_size(),
             started.elapsed().as_secs_f64(),
-            self.plan.codec.name(),
+            links::codec_name(&self.plan.codec),
         );
-        let communicator = Communicator::new(transport.clone(), self.plan.exchange_config());
+        let communicator = Communicator::new(transport.clone(), links::exchange_config(&self.plan));
         let group = Group { transport, communicator, model, dtype };
         if self.group.set(group).is_err() {
             bail!("tpq serves one model per process, and one is loaded already");
@@ -172,7 +173,7 @@ impl Node {
             true => manifests.finalize().into(),
             false => [0; 32],
         };
-        let codec = self.plan.codec.name().to_owned();
+        let codec = self.codec_name().to_owned();
         Identity { dtype, model, manifest, codec, policy: self.plan.policy_digest().to_string() }
     }
 
@@ -202,7 +203,7 @@ impl Node {
         let ema = self.plan.calibration.ema;
         let mut observers = lock(&self.observers);
         if !observers.contains_key(layer) {
-            observers.insert(layer.to_owned(), crate::calibrate::RangeObserver::new(features, ema));
+            observers.insert(layer.to_owned(), crate::calibrate::RangeObserver::new(features, ema)?);
         }
         let observer = observers.get_mut(layer).context("observer was just inserted")?;
         observer.observe(rows)?;
@@ -293,7 +294,11 @@ impl Node {
             }
             Command::Observe(on) => self.observing.store(*on, Ordering::Release),
             Command::Verify(on) => self.verifying.store(*on, Ordering::Release),
-            Command::EndSequence => lock(&self.observers).values_mut().for_each(|observer| observer.end_sequence()),
+            Command::EndSequence => {
+                for observer in lock(&self.observers).values_mut() {
+                    observer.end_sequence();
+                }
+            }
             Command::ResetReport => {
                 lock(&self.reports).clear();
                 *lock(&self.logits) = LogitsLog::default();
@@ -384,11 +389,26 @@ impl Node {
     /// Codec of `choice` for one layer.
     pub(super) fn codec(&self, choice: usize, layer: &str, features: usize) -> Result<Arc<dyn Codec>> {
         let CodecChoice { codec, manifest, .. } = &self.choices[choice];
-        crate::codec::build(codec.kind(), features, || {
-            let manifest = manifest.as_ref().context("a paper codec without a manifest")?;
-            let layer = manifest.layer(layer)?;
-            Ok((layer.scales.clone(), layer.outliers.clone()))
-        })
+        match (codec, manifest) {
+            (CodecPlan::Dynamic, _) => Ok(Arc::new(Dynamic::new(features))),
+            (CodecPlan::Paper { .. }, Some(manifest)) => {
+                let layer = manifest.require(layer, features)?;
+                let ranges = layer.ranges().chunks_exact(features).map(<[f32]>::to_vec).collect();
+                Ok(Arc::new(Paper::new(PaperTables::new(ranges, layer.outliers().to_vec())?)))
+            }
+            _ => Ok(Arc::new(NoCodec::new(features))),
+        }
+    }
+
+    /// Why the group cannot serve, if it cannot.
+    ///
+    /// # Errors
+    /// The first failure of a link: it is final.
+    pub fn health(&self) -> Result<(), String> {
+        match self.group.get() {
+            Some(group) => group.transport.health().map_err(|error| error.to_string()),
+            None => Ok(()),
+        }
     }
 
     /// Ends the group in good order (rank 0); the other ranks exit with 0.

@@ -27,7 +27,9 @@ impl SiteReducer {
     pub(super) fn new(node: Arc<Node>, name: Arc<str>) -> anyhow::Result<Self> {
         for choice in node.choices() {
             if let Some(manifest) = &choice.manifest {
-                manifest.layer(&name)?;
+                manifest.layer(&name).with_context(|| {
+                    format!("the manifest of {} has no layer {name}: calibrate this model (tpq calibrate)", choice.label)
+                })?;
             }
         }
         let site = node.site(name);
@@ -54,10 +56,19 @@ impl SiteReducer {
         Ok(codec)
     }
 
-    fn exchange(&self, input: Values<'_>, output: ValuesMut<'_>, features: usize) -> anyhow::Result<()> {
+    /// `decode`: one token a sequence.
+    fn exchange(
+        &self,
+        input: Values<'_>,
+        output: ValuesMut<'_>,
+        features: usize,
+        decode: bool,
+    ) -> anyhow::Result<()> {
         let tokens = input.len() / features.max(1);
         let node = &self.node;
-        let choice = match node.observing() || node.plan.stays_lossless(tokens) {
+        let policy = &node.plan.exchange;
+        let small = (tokens as u64) < policy.min_tokens || (policy.prefill_only && decode);
+        let choice = match node.observing() || small {
             true => Node::LOSSLESS,
             false => node.selected(),
         };
@@ -94,7 +105,9 @@ impl AllReduceOp<'_> {
         let (start, end) = layout.contiguous_offsets().context("the engine passed a partial sum that is not contiguous")?;
         let features = layout.dims().last().copied().unwrap_or(1);
         let mut output = vec![T::default(); end - start];
-        self.0.exchange(values(&data[start..end]), values_mut(&mut output), features)?;
+        // [batch, sequence, features]: a decode step has one token a sequence.
+        let decode = matches!(layout.dims(), [.., 1, _]);
+        self.0.exchange(values(&data[start..end]), values_mut(&mut output), features, decode)?;
         Ok(output)
     }
 }
@@ -138,11 +151,15 @@ fn own_error(codec: &dyn Codec, rank: usize, input: Values<'_>) -> LayerError {
         return LayerError { out_of_bound: exact.len() as u64, ..LayerError::default() };
     }
     let mut total = LayerError { values: exact.len() as u64, ..LayerError::default() };
-    for (i, (&x, &y)) in exact.iter().zip(&seen).enumerate() {
-        let error = (f64::from(x) - f64::from(y)).abs();
-        total.signal_energy += f64::from(x) * f64::from(x);
-        total.error_energy += error * error;
-        total.out_of_bound += u64::from(error > f64::from(codec.max_abs_error(rank, i % features, x)));
+    let mut bound = vec![0.0; features];
+    for (row, seen) in exact.chunks_exact(features).zip(seen.chunks_exact(features)) {
+        codec.error_bound(rank, row, &mut bound);
+        for ((&x, &y), &bound) in row.iter().zip(seen).zip(&bound) {
+            let error = (f64::from(x) - f64::from(y)).abs();
+            total.signal_energy += f64::from(x) * f64::from(x);
+            total.error_energy += error * error;
+            total.out_of_bound += u64::from(error > f64::from(bound));
+        }
     }
     total
 }

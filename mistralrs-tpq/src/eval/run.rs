@@ -95,7 +95,7 @@ pub fn run(options: &EvalOptions, node: Option<&Arc<Node>>, mut progress: impl F
     }
     let mut result = EvalResult {
         config: node.map_or_else(|| "single process".to_owned(), |node| node.plan.origin.display().to_string()),
-        codec: node.map_or("none", |node| node.plan.codec.name()).to_owned(),
+        codec: node.map_or("none", |node| node.codec_name()).to_owned(),
         text: options.text.display().to_string(),
         ranks: node.map_or(1, |node| node.world_size()),
         tokens: comparison.positions,

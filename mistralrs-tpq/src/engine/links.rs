@@ -1,0 +1,71 @@
+//! From the plan to open links: who we are, where the others listen, how long to wait.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use crate::config::{self, CodecPlan, Plan, Topology};
+use crate::exchange::{Algorithm, ExchangeConfig, NonFinite};
+use crate::transport::tcp::ring::{RingConfig, RingTopology};
+use crate::transport::tcp::{MeshConfig, TcpMesh};
+use crate::transport::Transport;
+use crate::wire::Identity;
+
+/// This process's rank, and the address of every rank.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) rank: usize,
+    pub(super) peers: Vec<String>,
+}
+
+/// `None` for a single process. With RING_CONFIG this talks to the neighbours, to learn all addresses.
+pub(super) fn place(plan: &Plan, topology: &Topology) -> Result<Option<Place>> {
+    let place = match topology {
+        Topology::Single => return Ok(None),
+        Topology::Group(group) => {
+            Place { rank: group.rank, peers: group.peers.iter().map(ToString::to_string).collect() }
+        }
+        Topology::Ring(path) => {
+            let ring = RingConfig::load(path)?;
+            tracing::info!("RING_CONFIG {}: learning the addresses of all ranks", path.display());
+            let ring = RingTopology::learn(&ring, plan.links.connect_timeout, plan.links.insecure)?;
+            Place { rank: ring.rank, peers: ring.peers }
+        }
+    };
+    Ok((place.peers.len() > 1).then_some(place))
+}
+
+pub(super) fn connect(plan: &Plan, place: &Place, identity: Identity) -> Result<Arc<dyn Transport>> {
+    let config = MeshConfig {
+        connect_timeout: plan.links.connect_timeout,
+        timeout: plan.links.timeout,
+        heartbeat: plan.links.heartbeat,
+        insecure: plan.links.insecure,
+        busy_poll: plan.links.busy_poll,
+        ..MeshConfig::new(place.rank, place.peers.clone(), identity)
+    };
+    Ok(Arc::new(TcpMesh::connect(config)?))
+}
+
+pub(super) fn exchange_config(plan: &Plan) -> ExchangeConfig {
+    ExchangeConfig {
+        timeout: plan.links.timeout,
+        nonfinite: match plan.exchange.nonfinite {
+            config::Nonfinite::Fail => NonFinite::Fail,
+            config::Nonfinite::Fallback => NonFinite::Fallback,
+        },
+        algorithm: match plan.exchange.algorithm {
+            config::Algorithm::Auto => Algorithm::Auto,
+            config::Algorithm::OneShot => Algorithm::OneShot,
+            config::Algorithm::Lossless => Algorithm::Lossless,
+        },
+    }
+}
+
+pub(super) const fn codec_name(codec: &CodecPlan) -> &'static str {
+    match codec {
+        CodecPlan::None => "none",
+        CodecPlan::Paper { .. } => "paper",
+        CodecPlan::Dynamic => "dynamic",
+    }
+}
