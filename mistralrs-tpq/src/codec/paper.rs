@@ -1,7 +1,7 @@
 //! `paper`: static symmetric int4 per feature and rank, a few outlier features in BF16 (arXiv 2411.07942).
 //!
 //! With k = E / 64 outliers a value takes exactly (4 (E - k) + 16 k) / E = 4 + 12 / 64 = 4.1875 bits: ranges and outlier
-//! indices are calibrated, so no side information travels.
+//! indices are calibrated, so no side information travels. Rows are whole bytes: an odd E - k adds half a byte a row.
 
 use super::scalar::{self, BadWord, PaperRow};
 use super::values::Element;

@@ -65,7 +65,7 @@ fn code_at(plane: &[u8], slot: usize) -> i8 {
 #[inline(always)]
 fn set_code(plane: &mut [u8], slot: usize, code: i8) {
     let [low, high] = unpack(plane[slot / 2]);
-    plane[slot / 2] = if slot % 2 == 0 {
+    plane[slot / 2] = if slot.is_multiple_of(2) {
         pack(code, high)
     } else {
         pack(low, code)
