@@ -192,7 +192,10 @@ impl Hello {
 
     fn first_difference(&self, theirs: &Self) -> Option<(HelloField, String, String)> {
         let number = |field, a: u32, b: u32| (a != b).then(|| (field, a.to_string(), b.to_string()));
-        let digest = |field, a: &Digest, b: &Digest| (a != b).then(|| (field, digest_text(a), digest_text(b)));
+        let digest = |field, a: &Digest, b: &Digest| {
+            let first = a.iter().zip(b).position(|(a, b)| a != b)?;
+            Some((field, digest_text(a, first), digest_text(b, first)))
+        };
         let text = |field, a: &str, b: &str| (a != b).then(|| (field, a.to_owned(), b.to_owned()));
         let (ours, their) = (&self.identity, &theirs.identity);
         number(HelloField::WorldSize, self.world_size, theirs.world_size)
@@ -283,11 +286,16 @@ fn dtype(tag: u8) -> Result<Dtype, WireError> {
     })
 }
 
-/// The first four bytes: enough to tell two files apart, short enough for a log line.
-fn digest_text(digest: &Digest) -> String {
+/// The first bytes, at least four: enough to see the difference, which starts at byte `first`, and short in a log line.
+fn digest_text(digest: &Digest, first: usize) -> String {
     if *digest == [0; 32] {
         return "none".to_owned();
     }
-    let [a, b, c, d, ..] = digest;
-    format!("{a:02x}{b:02x}{c:02x}{d:02x}..")
+    let shown = (first + 1).max(4);
+    let text: String = digest.iter().take(shown).map(|byte| format!("{byte:02x}")).collect();
+    if shown < digest.len() {
+        text + ".."
+    } else {
+        text
+    }
 }

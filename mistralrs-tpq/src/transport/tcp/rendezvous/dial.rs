@@ -146,6 +146,7 @@ fn read_exact(join: &Join<'_>, stream: &mut TcpStream, buffer: &mut [u8], deadli
             Ok(n) => at += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                join.check_present().map_err(Failed::Final)?;
                 if join.stopped() || Instant::now() >= deadline {
                     return Err(Failed::Again(
                         "it accepted the connection but does not answer".to_owned(),
