@@ -19,11 +19,11 @@
 //! ```
 //! use mistralrs_tpq::codec::{Dynamic, Values, ValuesMut};
 //! use mistralrs_tpq::exchange::{Communicator, ExchangeConfig, Site};
-//! use mistralrs_tpq::transport::memory::MemoryTransport;
+//! use mistralrs_tpq::transport::memory;
 //! use std::sync::Arc;
 //!
 //! let site = Site { id: 0, name: "model.layers.0.mlp.down_proj".into() };
-//! let ranks: Vec<_> = MemoryTransport::group(2)
+//! let ranks: Vec<_> = memory::group(2)
 //!     .into_iter()
 //!     .map(|transport| {
 //!         let site = site.clone();
@@ -70,7 +70,6 @@ pub mod config;
 pub mod manifest;
 
 pub mod calibrate;
-pub mod checkpoint;
 pub mod eval;
 pub mod report;
 
