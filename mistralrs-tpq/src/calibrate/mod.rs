@@ -6,10 +6,18 @@
 //! ```
 //! An observer is serializable, both to resume an interrupted run and to travel to rank 0.
 
+#[cfg(feature = "engine")]
+mod corpus;
 mod observe;
+#[cfg(feature = "engine")]
+mod run;
 mod select;
 
+#[cfg(feature = "engine")]
+pub use corpus::Corpus;
 pub use observe::{ObserveError, RangeObserver};
+#[cfg(feature = "engine")]
+pub use run::{run, CalibrateOptions, Calibrated};
 pub use select::{expected_sqnr_db, select, SelectError, Selection};
 
 use crate::config::{ConfigError, OutlierCount};

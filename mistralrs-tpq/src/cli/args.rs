@@ -26,6 +26,10 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    #[cfg(feature = "engine")]
+    Calibrate(Box<super::commands::calibrate::CalibrateArgs>),
+    #[cfg(feature = "engine")]
+    Eval(Box<super::commands::eval::EvalArgs>),
     Inspect(InspectArgs),
     Launch(LaunchArgs),
     /// What `launch` runs for each rank.
@@ -84,6 +88,9 @@ pub struct LaunchArgs {
     /// Drop stdout of all ranks but 0; their stderr is still shown
     #[arg(long)]
     pub quiet_workers: bool,
+    /// Rank 0's lines pass unchanged: for commands that start their own ranks.
+    #[arg(skip)]
+    pub bare_rank_0: bool,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,

@@ -6,6 +6,8 @@
 pub mod args;
 pub mod commands;
 mod error;
+#[cfg(feature = "engine")]
+mod progress;
 
 pub use error::CliError;
 
@@ -29,6 +31,10 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command, global: &Global) -> Result<u8, CliError> {
     match command {
+        #[cfg(feature = "engine")]
+        Command::Calibrate(args) => commands::calibrate::run(&args, global),
+        #[cfg(feature = "engine")]
+        Command::Eval(args) => commands::eval::run(&args, global),
         Command::Inspect(args) => commands::inspect::run(&args, global).map(|()| 0),
         Command::Launch(args) => commands::launch::run(&args, global),
         Command::Rank(args) => Err(commands::launch::become_rank(&args)),

@@ -22,7 +22,12 @@ impl Progress {
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(0).with_style(style).with_message(what)
         });
-        Self { what, started: Instant::now(), bar, last_line: None }
+        Self {
+            what,
+            started: Instant::now(),
+            bar,
+            last_line: None,
+        }
     }
 
     pub(crate) fn set(&mut self, done: usize, total: usize) {

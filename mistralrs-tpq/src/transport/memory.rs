@@ -416,6 +416,10 @@ impl Transport for MemoryTransport {
         }
     }
 
+    fn failure(&self) -> Option<TransportError> {
+        self.error()
+    }
+
     fn traffic(&self, rank: usize) -> Traffic {
         self.seat()
             .lock()

@@ -107,6 +107,9 @@ pub trait Transport: fmt::Debug + Send + Sync {
 
     fn traffic(&self, rank: usize) -> Traffic;
 
+    /// The first failure, after which nothing works any more.
+    fn failure(&self) -> Option<TransportError>;
+
     /// Gives the group up because of `culprit`, for a reason the transport cannot see, and tells the peers.
     fn abort(&self, culprit: usize, reason: &str);
 

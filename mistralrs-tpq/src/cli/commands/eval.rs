@@ -50,7 +50,11 @@ pub(crate) fn run(args: &EvalArgs, global: &Global) -> Result<u8, CliError> {
     }
     // One process compares nothing, so a configuration is not needed; with one, its ranks decide.
     let alone = args.group.ranks == Some(1) || (args.group.ranks.is_none() && args.group.config.is_none());
-    let node = if alone { None } else { crate::engine::install_plan(args.group.plan()?)? };
+    let node = if alone {
+        None
+    } else {
+        crate::engine::install_plan(args.group.plan()?)?
+    };
     let options = EvalOptions {
         model: args.model.clone(),
         text: args.text.clone(),
@@ -59,8 +63,10 @@ pub(crate) fn run(args: &EvalArgs, global: &Global) -> Result<u8, CliError> {
         dump_logits: args.dump_logits.clone(),
     };
     let mut progress = Progress::new("windows");
-    let outcome = crate::eval::run(&options, node.as_ref(), |done, total| progress.set(done as usize, total as usize))
-        .and_then(check);
+    let outcome = crate::eval::run(&options, node.as_ref(), |done, total| {
+        progress.set(done as usize, total as usize)
+    })
+    .and_then(check);
     let result = match &node {
         Some(node) => group::end(node, outcome)?,
         None => outcome?,
@@ -74,7 +80,10 @@ pub(crate) fn run(args: &EvalArgs, global: &Global) -> Result<u8, CliError> {
 
 /// Figures of ranks that disagree, or of a codec outside its own bound, mean nothing.
 fn check(result: EvalResult) -> Result<EvalResult> {
-    ensure!(result.ranks_bit_identical, "the ranks computed different logits: this is a defect, please report it");
+    ensure!(
+        result.ranks_bit_identical,
+        "the ranks computed different logits: this is a defect, please report it"
+    );
     ensure!(
         result.out_of_bound == 0,
         "{} values are farther from their dequantized copy than the codec allows: this is a defect, please report it",
@@ -84,19 +93,50 @@ fn check(result: EvalResult) -> Result<EvalResult> {
 }
 
 fn table(result: &EvalResult) -> String {
-    let mut table = Table::new([("", Align::Left), ("lossless", Align::Right), (result.codec.as_str(), Align::Right)]);
-    table.row(["perplexity".to_owned(), format!("{:.4}", result.ppl_lossless), format!("{:.4}", result.ppl_quantized)]);
-    table.row(["KL, nats a token".to_owned(), "0".to_owned(), format!("{:.5}", result.kl)]);
-    table.row(["top-1 agreement".to_owned(), "100%".to_owned(), format!("{:.2}%", result.top1_agreement * 100.0)]);
+    let mut table = Table::new([
+        ("", Align::Left),
+        ("lossless", Align::Right),
+        (result.codec.as_str(), Align::Right),
+    ]);
+    table.row([
+        "perplexity".to_owned(),
+        format!("{:.4}", result.ppl_lossless),
+        format!("{:.4}", result.ppl_quantized),
+    ]);
+    table.row([
+        "KL, nats a token".to_owned(),
+        "0".to_owned(),
+        format!("{:.5}", result.kl),
+    ]);
+    table.row([
+        "top-1 agreement".to_owned(),
+        "100%".to_owned(),
+        format!("{:.2}%", result.top1_agreement * 100.0),
+    ]);
     if result.ranks > 1 {
-        table.row(["bits a value".to_owned(), "16 (BF16)".to_owned(), format!("{:.4}", result.bits_per_value)]);
+        table.row([
+            "bits a value".to_owned(),
+            "16 (BF16)".to_owned(),
+            format!("{:.4}", result.bits_per_value),
+        ]);
         let bytes = |bytes: u64| format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20));
-        table.row(["sent by a rank".to_owned(), bytes(result.bytes_per_rank_bf16), bytes(result.bytes_per_rank)]);
-        table.row(["SQNR of a partial sum".to_owned(), "-".to_owned(), format!("{:.1} dB", result.sqnr_db)]);
+        table.row([
+            "sent by a rank".to_owned(),
+            bytes(result.bytes_per_rank_bf16),
+            bytes(result.bytes_per_rank),
+        ]);
+        table.row([
+            "SQNR of a partial sum".to_owned(),
+            "-".to_owned(),
+            format!("{:.1} dB", result.sqnr_db),
+        ]);
     }
     let how = match result.ranks {
         1 => "one process".to_owned(),
         ranks => format!("{ranks} ranks, bit-identical"),
     };
-    format!("{table}{} tokens of {}, {how}, {:.0} s\n", result.tokens, result.text, result.seconds)
+    format!(
+        "{table}{} tokens of {}, {how}, {:.0} s\n",
+        result.tokens, result.text, result.seconds
+    )
 }

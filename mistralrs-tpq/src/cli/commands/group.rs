@@ -33,7 +33,9 @@ impl GroupArgs {
             _ => return Ok(None),
         };
         let program = std::env::current_exe().map_err(|error| CliError::io("cannot find this program", error))?;
-        let command = std::iter::once(program.into_os_string()).chain(std::env::args_os().skip(1)).collect();
+        let command = std::iter::once(program.into_os_string())
+            .chain(std::env::args_os().skip(1))
+            .collect();
         let launch = LaunchArgs {
             ranks,
             base_port: None,

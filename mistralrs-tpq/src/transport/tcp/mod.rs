@@ -185,6 +185,10 @@ impl Transport for TcpMesh {
         control::receive(&self.state, from, patience)
     }
 
+    fn failure(&self) -> Option<TransportError> {
+        self.state.error()
+    }
+
     fn traffic(&self, rank: usize) -> Traffic {
         let data = self
             .state

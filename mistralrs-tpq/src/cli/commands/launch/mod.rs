@@ -30,7 +30,10 @@ pub fn run(args: &LaunchArgs, global: &Global) -> Result<u8, CliError> {
         peers: peers.join(","),
         grace: Duration::from_secs_f64(args.grace_s),
         quiet_workers: args.quiet_workers,
-        format: if global.json {
+        bare_rank_0: args.bare_rank_0,
+        format: if args.bare_rank_0 {
+            output::Format::Text
+        } else if global.json {
             output::Format::Json
         } else {
             output::Format::Text

@@ -10,6 +10,8 @@ pub(super) enum Format {
     Text,
     /// `{"rank":i,"stream":"stdout","line":"..."}`
     Json,
+    /// `line`
+    Bare,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +46,7 @@ fn render(rank: usize, stream: Stream, format: Format, line: &[u8]) -> Vec<u8> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     match format {
         Format::Text => [format!("[rank {rank}] ").as_bytes(), line, b"\n"].concat(),
+        Format::Bare => [line, b"\n"].concat(),
         Format::Json => {
             let name = match stream {
                 Stream::Stdout => "stdout",
@@ -73,7 +76,7 @@ fn write(stream: Stream, line: &[u8]) {
 /// What `tpq` itself has to say, on stderr.
 pub(super) fn note(format: Format, event: &str, rank: Option<usize>, text: &str) {
     let line = match format {
-        Format::Text => format!("tpq: {text}\n"),
+        Format::Text | Format::Bare => format!("tpq: {text}\n"),
         Format::Json => format!(
             "{}\n",
             serde_json::json!({ "event": event, "rank": rank, "message": text })

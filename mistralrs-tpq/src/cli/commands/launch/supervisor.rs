@@ -29,6 +29,8 @@ pub(super) struct Launch<'a> {
     pub(super) grace: Duration,
     pub(super) quiet_workers: bool,
     pub(super) format: Format,
+    /// Rank 0's lines pass unchanged.
+    pub(super) bare_rank_0: bool,
 }
 
 /// How a rank ended.
@@ -141,13 +143,18 @@ impl Supervisor<'_> {
             .spawn()?;
         let group = Pid::from_raw(process.id().cast_signed());
         self.guard.watch(group);
+        let format = if launch.bare_rank_0 && rank == 0 {
+            Format::Bare
+        } else {
+            launch.format
+        };
         if let Some(pipe) = process.stdout.take() {
             self.pipes += 1;
-            forward(rank, pipe, Stream::Stdout, launch.format, self.output_done.0.clone());
+            forward(rank, pipe, Stream::Stdout, format, self.output_done.0.clone());
         }
         if let Some(pipe) = process.stderr.take() {
             self.pipes += 1;
-            forward(rank, pipe, Stream::Stderr, launch.format, self.output_done.0.clone());
+            forward(rank, pipe, Stream::Stderr, format, self.output_done.0.clone());
         }
         tracing::info!(rank, pid = process.id(), "started");
         self.ranks.push(Rank {
