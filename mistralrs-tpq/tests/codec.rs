@@ -233,6 +233,22 @@ fn none_keeps_every_bit_and_counts_what_is_not_finite() {
     }
 }
 
+#[test]
+fn none_is_exact_over_many_rows() {
+    for dtype in DTYPES {
+        let values: Vec<f32> = (0..70_000).map(|i| (i % 2003) as f32 / 8.0 - 100.0).collect();
+        let input = Tensor::new(dtype, &values);
+        let (payload, stats) = encode(&NoCodec::new(7), 0, &input);
+        assert_eq!((payload == input.le_bytes(), stats), (true, EncodeStats::default()));
+        let mut sum = vec![0.0; values.len()];
+        NoCodec::new(7).decode_accumulate(0, &payload, dtype, &mut sum).unwrap();
+        assert_eq!(bits(&sum), bits(&input.to_f32()));
+
+        let infinite = Tensor::new(dtype, &[f32::INFINITY; 70_000]);
+        assert_eq!(encode(&NoCodec::new(7), 0, &infinite).1.nonfinite, 70_000);
+    }
+}
+
 // ---- kinds ----
 
 #[test]

@@ -6,6 +6,9 @@ use half::{bf16, f16};
 use super::{assert_one_row, rows_to_decode, rows_to_encode};
 use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Values};
 
+/// Elements handled at a time where a pass over all of them would leave the cache.
+const BLOCK: usize = 1024;
+
 /// Row: `features` elements of the dtype, little endian, NaN and infinity included.
 #[derive(Debug, Clone)]
 pub struct NoCodec {
@@ -63,7 +66,7 @@ impl Codec for NoCodec {
     }
 }
 
-/// Copies and counts the elements whose exponent bits are all ones: NaN and infinity.
+/// Copies, and counts the elements whose exponent bits are all ones: NaN and infinity.
 fn copy_f32(values: &[f32], payload: &mut [u8]) -> u64 {
     const EXPONENT: u32 = f32::INFINITY.to_bits();
     let mut nonfinite = 0;
@@ -74,12 +77,20 @@ fn copy_f32(values: &[f32], payload: &mut [u8]) -> u64 {
     nonfinite
 }
 
+/// As [`copy_f32`], for both 16-bit types. A 64-bit counter in one loop, as there, takes twice the time for BF16 (4.8 ms
+/// against 2.6 ms for 8 Mi values); a 16-bit counter needs blocks in which it cannot overflow.
 fn copy_16<T: Copy>(values: &[T], payload: &mut [u8], to_bits: impl Fn(T) -> u16, exponent: u16) -> u64 {
     let mut nonfinite = 0;
-    for (bytes, &x) in payload.as_chunks_mut().0.iter_mut().zip(values) {
-        let bits = to_bits(x);
-        *bytes = bits.to_le_bytes();
-        nonfinite += u64::from(bits & exponent == exponent);
+    for (bytes, values) in payload.chunks_mut(BLOCK * 2).zip(values.chunks(BLOCK)) {
+        for (bytes, &x) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+            *bytes = to_bits(x).to_le_bytes();
+        }
+        nonfinite += u64::from(
+            values
+                .iter()
+                .map(|&x| u16::from(to_bits(x) & exponent == exponent))
+                .sum::<u16>(),
+        );
     }
     nonfinite
 }
@@ -93,7 +104,6 @@ fn add<const N: usize>(sum: &mut [f32], payload: &[[u8; N]], to_f32: impl Fn([u8
 /// `half` converts slices with F16C where the processor has it, single elements behind a check each: so in blocks that
 /// stay in the first-level cache.
 fn add_f16(sum: &mut [f32], payload: &[u8]) {
-    const BLOCK: usize = 256;
     let mut halves = [f16::ZERO; BLOCK];
     let mut floats = [0.0; BLOCK];
     for (sum, bytes) in sum.chunks_mut(BLOCK).zip(payload.chunks(BLOCK * 2)) {
