@@ -37,16 +37,31 @@ fn sorted(bytes: &[u8]) -> Vec<String> {
     lines
 }
 
-/// Waits until no process of the group is left. A zombie counts as one, so this also finds the unreaped.
+/// Waits until no process of the group runs. Zombies do not count: they are those of a killed `tpq`, and when they are reaped is
+/// up to init.
 fn gone(group: i32) -> bool {
     let deadline = Instant::now() + Duration::from_secs(10);
-    while killpg(Pid::from_raw(group), None).is_ok() {
+    while running(group) {
         if Instant::now() > deadline {
             return false;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
     true
+}
+
+fn running(group: i32) -> bool {
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return killpg(Pid::from_raw(group), None).is_ok();
+    };
+    let stats = processes
+        .flatten()
+        .filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok());
+    // pid (name) state parent group ...
+    stats.into_iter().any(|stat| {
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        fields.first() != Some(&"Z") && fields.get(2) == Some(&group.to_string().as_str())
+    })
 }
 
 /// Reads `[rank i] PID` lines of as many ranks; each rank leads its group.

@@ -110,7 +110,7 @@ impl RangeObserver {
     /// A length that is not a multiple of `features`; nothing is taken then.
     pub fn observe(&mut self, rows: &[f32]) -> Result<(), ObserveError> {
         let features = self.state.features;
-        if rows.len() % features != 0 {
+        if !rows.len().is_multiple_of(features) {
             return Err(ObserveError::Shape {
                 features,
                 got: rows.len(),

@@ -31,7 +31,7 @@ pub enum SelectError {
 /// # Errors
 /// More outliers than features, ranges that are not whole rows.
 pub fn select(selection: Selection, ranges: &[f32], features: usize, k: usize) -> Result<Vec<u32>, SelectError> {
-    if features == 0 || ranges.is_empty() || ranges.len() % features != 0 {
+    if features == 0 || ranges.is_empty() || !ranges.len().is_multiple_of(features) {
         return Err(SelectError::Shape {
             features,
             got: ranges.len(),

@@ -143,15 +143,15 @@ impl Plan {
     pub fn topology(&self, environment: &Environment) -> Result<Topology, ConfigError> {
         let rank = environment.rank()?;
         let membership = match (environment.peers()?, &self.group) {
-            (Some(peers), _) => from_environment(rank, peers)?,
-            (None, Some(group)) => self.from_file(rank, group)?,
+            (Some(peers), _) => environment_member(rank, peers)?,
+            (None, Some(group)) => self.file_member(rank, group)?,
             (None, None) => return without_peers(rank, environment),
         };
         self.check(&membership, environment)?;
         Ok(Topology::Group(membership))
     }
 
-    fn from_file(&self, rank: Option<(usize, &'static str)>, group: &Group) -> Result<Membership, ConfigError> {
+    fn file_member(&self, rank: Option<(usize, &'static str)>, group: &Group) -> Result<Membership, ConfigError> {
         let peers_from = self.peers_from(TopologySource::File);
         let (rank, rank_from) = match (rank, group.rank) {
             (Some((rank, variable)), _) => (rank, variable.to_owned()),
@@ -198,7 +198,7 @@ impl Plan {
     }
 }
 
-fn from_environment(rank: Option<(usize, &'static str)>, peers: Vec<PeerAddr>) -> Result<Membership, ConfigError> {
+fn environment_member(rank: Option<(usize, &'static str)>, peers: Vec<PeerAddr>) -> Result<Membership, ConfigError> {
     let Some((rank, variable)) = rank else {
         let why = format!("{PEERS} lists {} ranks; say which one this process is", peers.len());
         return Err(ConfigError::EnvironmentMissing {

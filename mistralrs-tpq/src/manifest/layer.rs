@@ -174,7 +174,7 @@ pub(super) fn check_features(name: &str, features: usize) -> Result<(), Manifest
 
 fn check_ranges(name: &str, features: usize, ranges: &[f32]) -> Result<(), ManifestError> {
     let ranks = ranges.len() / features;
-    if ranges.len() % features != 0 || !(1..=MAX_WORLD_SIZE).contains(&ranks) {
+    if !ranges.len().is_multiple_of(features) || !(1..=MAX_WORLD_SIZE).contains(&ranks) {
         let (expected, got) = (vec![ranks.clamp(1, MAX_WORLD_SIZE), features], vec![ranges.len()]);
         return Err(ManifestError::Shape {
             layer: name.to_owned(),

@@ -8,6 +8,7 @@ use super::{check_header, Header, Manifest, FORMAT, MAX_LAYERS, SCALES_FILE};
 use crate::codec::Dtype;
 use serde::de::DeserializeOwned;
 use serde::Deserialize;
+use std::collections::HashSet;
 use std::fmt::Write;
 
 /// The YAML before the scales are read.
@@ -174,6 +175,14 @@ pub(super) fn parse(text: &str) -> Result<Parsed, ManifestError> {
     check_header(&header)?;
     if raw.layers.is_empty() || raw.layers.len() > MAX_LAYERS {
         return Err(value("layers", raw.layers.len(), format!("1 to {MAX_LAYERS} layers")));
+    }
+    // Before the scales are looked at, where the second of the two would seem to have none.
+    let mut names = HashSet::new();
+    if let Some(twice) = raw.layers.iter().find(|layer| !names.insert(layer.name.as_str())) {
+        check_name(&twice.name)?;
+        return Err(ManifestError::DuplicateLayer {
+            layer: twice.name.clone(),
+        });
     }
     let layers = raw.layers.into_iter().map(layer).collect::<Result<_, _>>()?;
     Ok(Parsed {

@@ -90,6 +90,10 @@ pub fn become_rank(args: &RankArgs) -> CliError {
     let Some((program, rest)) = args.command.split_first() else {
         return CliError::Usage("no command".to_owned());
     };
+    // tpq blocks signals to wait for them, a child inherits that, and a rank that blocks SIGTERM cannot be asked to stop.
+    if let Err(error) = SigSet::empty().thread_set_mask() {
+        return CliError::io("cannot unblock signals", error.into());
+    }
     let error = Command::new(program).args(rest).exec();
     eprintln!("tpq: cannot start {}: {error}", program.to_string_lossy());
     // The shell's codes: 127 not found, 126 found but not runnable.
