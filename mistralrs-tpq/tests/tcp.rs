@@ -59,7 +59,8 @@ fn refusal(result: Result<TcpMesh, JoinError>) -> Refusal {
 
 #[test]
 fn a_mismatch_is_the_same_refusal_on_both_sides() {
-    let cases: [(HelloField, fn(&mut MeshConfig)); 5] = [
+    type Change = fn(&mut MeshConfig);
+    let cases: [(HelloField, Change); 5] = [
         (HelloField::Manifest, |c| c.identity.manifest = [0x9f; 32]),
         (HelloField::Model, |c| c.identity.model = [0; 32]),
         (HelloField::Codec, |c| c.identity.codec = "none".into()),
@@ -485,30 +486,25 @@ fn a_killed_process_is_named_at_once() {
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let joined = TcpMesh::connect_on(sockets.remove(0), mesh_config(0, &peers));
-    let first = joined.and_then(|mesh| {
-        assert_eq!(mesh.recv_message(1, Patience::Total(PATIENCE)).unwrap(), b"joined");
-        Ok(Arc::new(mesh))
-    });
-    let waiting = first.as_ref().ok().cloned().map(|mesh| {
-        thread::spawn(move || {
-            let communicator = Communicator::new(mesh, ExchangeConfig::default());
-            let (site, codec) = (
-                Site {
-                    id: 0,
-                    name: "layer 0".into(),
-                },
-                coarse::coarse(64),
-            );
-            let error = communicator.all_reduce(&site, &codec, Values::F32(&[0.0; 64]), ValuesMut::F32(&mut [0.0; 64]));
-            (Instant::now(), error.unwrap_err())
-        })
+    let mesh = TcpMesh::connect_on(sockets.remove(0), mesh_config(0, &peers)).unwrap();
+    assert_eq!(mesh.recv_message(1, Patience::Total(PATIENCE)).unwrap(), b"joined");
+    let communicator = Communicator::new(Arc::new(mesh), ExchangeConfig::default());
+    let waiting = thread::spawn(move || {
+        let (id, name) = (0, "layer 0".into());
+        let (values, mut output) = (Values::F32(&[0.0; 64]), [0.0; 64]);
+        let result = communicator.all_reduce(
+            &Site { id, name },
+            &coarse::coarse(64),
+            values,
+            ValuesMut::F32(&mut output),
+        );
+        (Instant::now(), result.unwrap_err())
     });
     thread::sleep(Duration::from_millis(50));
     let killed = Instant::now();
     child.kill().unwrap();
     child.wait().unwrap();
-    let (noticed, error) = waiting.unwrap().join().unwrap();
+    let (noticed, error) = waiting.join().unwrap();
     assert!(noticed - killed < Duration::from_secs(1));
     assert!(
         error.rank() == Some(1) && error.to_string().starts_with("at layer 0: rank 1 was lost"),

@@ -114,7 +114,8 @@ fn each_differing_field_is_found_and_equal_hellos_fit() {
         ..hello()
     };
     assert_eq!(hello().refuse(&theirs), None);
-    let cases: [(HelloField, fn(&mut Hello)); 8] = [
+    type Change = fn(&mut Hello);
+    let cases: [(HelloField, Change); 8] = [
         (HelloField::WorldSize, |h| h.world_size = 5),
         (HelloField::Address, |h| h.to = 1),
         (HelloField::Model, |h| h.identity.model[31] = 0),

@@ -107,7 +107,8 @@ pub fn ranks_with_different_shapes_dtypes_or_codecs_get_an_error(kind: Kind) {
         name: "other",
         tag: 9,
     };
-    let cases: [(&str, fn(&Communicator, Coarse) -> Result<ExchangeStats, ExchangeError>); 3] = [
+    type Odd = fn(&Communicator, Coarse) -> Result<ExchangeStats, ExchangeError>;
+    let cases: [(&str, Odd); 3] = [
         ("tokens", |communicator, _| {
             reduce(communicator, 0, &coarse(64), &[1.0; 128])
         }),
