@@ -6,3 +6,4 @@ pub mod transport;
 pub mod exchange;
 pub mod config;
 pub mod manifest;
+pub mod checkpoint;
