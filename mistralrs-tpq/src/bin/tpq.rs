@@ -1,1 +1,5 @@
-fn main() {}
+//! `tpq`: everything around serving. The server itself is `mistralrs-server`.
+
+fn main() -> std::process::ExitCode {
+    mistralrs_tpq::cli::main()
+}

@@ -23,7 +23,10 @@ impl Corpus {
     /// # Errors
     /// An unreadable file, a line of JSON without `text`; file and line are named.
     pub fn read(paths: &[PathBuf]) -> Result<Self> {
-        ensure!(!paths.is_empty(), "no calibration text: name at least one file with --corpus");
+        ensure!(
+            !paths.is_empty(),
+            "no calibration text: name at least one file with --corpus"
+        );
         let mut digest = Sha256::new();
         let mut texts = Vec::new();
         for path in paths {
@@ -36,7 +39,10 @@ impl Corpus {
                 false => texts.push(text),
             }
         }
-        Ok(Self { texts, digest: Digest(digest.finalize().into()) })
+        Ok(Self {
+            texts,
+            digest: Digest(digest.finalize().into()),
+        })
     }
 
     /// Cuts the tokens of all texts into windows of `tokens` and draws `sequences` of them, without repetition, in the
@@ -72,10 +78,14 @@ impl Corpus {
 fn json_lines(path: &Path, text: &str) -> Result<String> {
     let mut joined = String::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let value: serde_json::Value = serde_json::from_str(line)
-            .with_context(|| format!("{}, line {}: not JSON", path.display(), number + 1))?;
+        let value: serde_json::Value =
+            serde_json::from_str(line).with_context(|| format!("{}, line {}: not JSON", path.display(), number + 1))?;
         let text = value["text"].as_str().with_context(|| {
-            format!("{}, line {}: expected an object with a `text` of type string", path.display(), number + 1)
+            format!(
+                "{}, line {}: expected an object with a `text` of type string",
+                path.display(),
+                number + 1
+            )
         })?;
         joined.push_str(text);
         joined.push('\n');
@@ -110,15 +120,27 @@ mod tests {
 
     #[test]
     fn a_corpus_too_short_says_how_much_it_has_and_which_flags_help() {
-        let error = corpus("a.txt", "twelve bytes").unwrap().sequences(bytes, 4, 5, 0).unwrap_err().to_string();
-        assert!(error.contains("12 tokens") && error.contains("2 sequences of 5"), "{error}");
+        let error = corpus("a.txt", "twelve bytes")
+            .unwrap()
+            .sequences(bytes, 4, 5, 0)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("12 tokens") && error.contains("2 sequences of 5"),
+            "{error}"
+        );
         assert!(error.contains("expected 4") && error.contains("--sequences"), "{error}");
     }
 
     #[test]
     fn json_lines_without_text_name_file_and_line() {
-        let error = corpus("a.jsonl", "{\"text\":\"x\"}\n\n{\"txt\":\"y\"}\n").unwrap_err().to_string();
+        let error = corpus("a.jsonl", "{\"text\":\"x\"}\n\n{\"txt\":\"y\"}\n")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("a.jsonl, line 3") && error.contains("`text`"), "{error}");
-        assert_eq!(corpus("a.jsonl", "{\"text\":\"x\"}\n{\"text\":\"y\"}\n").unwrap().texts, ["x\ny\n"]);
+        assert_eq!(
+            corpus("a.jsonl", "{\"text\":\"x\"}\n{\"text\":\"y\"}\n").unwrap().texts,
+            ["x\ny\n"]
+        );
     }
 }

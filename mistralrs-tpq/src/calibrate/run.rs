@@ -57,14 +57,25 @@ pub fn run(options: &CalibrateOptions, node: &Arc<Node>, mut progress: impl FnMu
 
     let state_path = options.out.join(STATE_FILE);
     let key = key(node, &plan, corpus.digest)?;
-    let resumed_at = if options.resume { restore(node, &state_path, &key)? } else { 0 };
+    let resumed_at = if options.resume {
+        restore(node, &state_path, &key)?
+    } else {
+        0
+    };
     node.command(&Command::Observe(true))?;
     for (i, window) in windows.iter().enumerate().skip(resumed_at) {
         progress(i, windows.len());
         driver.logits(window)?;
         node.command(&Command::EndSequence)?;
         if (i + 1) % SAVE_EVERY == 0 && i + 1 < windows.len() {
-            save(&state_path, &State { key: key.clone(), done: i + 1, ranks: gather(node)? })?;
+            save(
+                &state_path,
+                &State {
+                    key: key.clone(),
+                    done: i + 1,
+                    ranks: gather(node)?,
+                },
+            )?;
         }
     }
     progress(windows.len(), windows.len());
@@ -73,7 +84,11 @@ pub fn run(options: &CalibrateOptions, node: &Arc<Node>, mut progress: impl FnMu
     let path = manifest.write(&options.out)?;
     // Absent unless the run was long enough to save one.
     let _ = std::fs::remove_file(&state_path);
-    Ok(Calibrated { path, manifest, resumed_at })
+    Ok(Calibrated {
+        path,
+        manifest,
+        resumed_at,
+    })
 }
 
 fn gather(node: &Node) -> Result<Vec<LayerState>> {
@@ -89,7 +104,10 @@ fn manifest(
 ) -> Result<Manifest> {
     let (model, dtype) = node.model().context("no model was loaded")?;
     let first = ranks.first().context("no rank answered")?;
-    ensure!(!first.is_empty(), "the model has no layer whose partial sums are exchanged");
+    ensure!(
+        !first.is_empty(),
+        "the model has no layer whose partial sums are exchanged"
+    );
     let mut layers: Vec<Layer> = Vec::with_capacity(first.len());
     for name in first.keys() {
         let observers: Vec<RangeObserver> = ranks.iter().filter_map(|layers| layers.get(name).cloned()).collect();
@@ -110,12 +128,25 @@ fn manifest(
 
 /// `layers.2` before `layers.10`: numbers compare as numbers.
 fn natural(name: &str) -> Vec<(String, u64)> {
-    name.split('.').map(|part| (part.parse::<u64>().map_or(part.to_owned(), |_| String::new()), part.parse().unwrap_or(0))).collect()
+    name.split('.')
+        .map(|part| {
+            (
+                part.parse::<u64>().map_or(part.to_owned(), |_| String::new()),
+                part.parse().unwrap_or(0),
+            )
+        })
+        .collect()
 }
 
 fn key(node: &Node, plan: &CalibrationPlan, corpus: Digest) -> Result<String> {
     let (model, dtype) = node.model().context("no model was loaded")?;
-    let CalibrationPlan { sequences, tokens, ema, seed, .. } = plan;
+    let CalibrationPlan {
+        sequences,
+        tokens,
+        ema,
+        seed,
+        ..
+    } = plan;
     let text = format!(
         "{} {} {} {corpus} {sequences} {tokens} {ema} {seed}",
         Digest(model),
@@ -130,7 +161,8 @@ fn save(path: &Path, state: &State) -> Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
     serde_json::to_writer(&mut file, state)?;
     file.as_file().sync_all()?;
-    file.persist(path).with_context(|| format!("cannot save the calibration's state to {}", path.display()))?;
+    file.persist(path)
+        .with_context(|| format!("cannot save the calibration's state to {}", path.display()))?;
     Ok(())
 }
 

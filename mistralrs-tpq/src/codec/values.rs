@@ -38,6 +38,41 @@ impl Dtype {
     }
 }
 
+/// An element type, for kernels that convert lane by lane instead of copying the tensor.
+pub(super) trait Element: Copy {
+    const DTYPE: Dtype;
+
+    /// Exact: every BF16 and F16 is an f32.
+    fn to_f32(self) -> f32;
+}
+
+impl Element for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Element for bf16 {
+    const DTYPE: Dtype = Dtype::Bf16;
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Element for f16 {
+    const DTYPE: Dtype = Dtype::F16;
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+}
+
 /// Borrowed elements of a partial sum.
 #[derive(Debug, Clone, Copy)]
 pub enum Values<'a> {

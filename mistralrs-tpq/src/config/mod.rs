@@ -1,1 +1,31 @@
-//! config
+//! One YAML file -> a [`Plan`], valid by construction.
+//!
+//! `raw` reads the file key by key and refuses what it does not know, `plan` checks each value, `defaults` holds every
+//! default with its reason, and `topology` decides which rank this process is. Nothing here opens a socket or reads the
+//! manifest: the plan names it, [`crate::manifest`] loads it.
+//!
+//! ```
+//! use mistralrs_tpq::config::{CodecPlan, Environment, Plan, Topology};
+//! use std::path::Path;
+//!
+//! let plan = Plan::parse("version: 1\ncodec: {kind: dynamic}\n", Path::new("tpq.yaml"))?;
+//! assert_eq!(plan.codec, CodecPlan::Dynamic);
+//! assert_eq!(plan.topology(&Environment::default())?, Topology::Single);
+//! # Ok::<(), mistralrs_tpq::config::ConfigError>(())
+//! ```
+
+pub mod defaults;
+mod error;
+mod peer;
+mod plan;
+mod raw;
+mod topology;
+
+pub(crate) use error::nearest;
+pub use error::{At, ConfigError};
+pub use peer::PeerAddr;
+pub use plan::{
+    Algorithm, CalibrationPlan, CodecPlan, ExchangePlan, Fraction, Group, Links, Nonfinite, OutlierCount, Plan,
+};
+pub use topology::{Environment, Membership, Topology, TopologySource};
+pub(crate) use topology::{PEERS as PEERS_VARIABLE, RANK as RANK_VARIABLE, WORLD_SIZE as WORLD_SIZE_VARIABLE};

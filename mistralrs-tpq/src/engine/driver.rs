@@ -85,8 +85,9 @@ impl Driver {
             .with_in_situ_quant_optional(options.isq.clone())
             .with_interactive_mode(true)
             .with_cpu(options.cpu);
-        let engine =
-            runtime.block_on(builder.build()).with_context(|| format!("cannot load the model {}", options.model))?;
+        let engine = runtime
+            .block_on(builder.build())
+            .with_context(|| format!("cannot load the model {}", options.model))?;
         Ok(Self { engine, runtime, node })
     }
 
@@ -106,7 +107,9 @@ impl Driver {
             response,
         });
         self.send(request)?;
-        self.runtime.block_on(answer.recv()).context("the engine dropped the tokenization request")?
+        self.runtime
+            .block_on(answer.recv())
+            .context("the engine dropped the tokenization request")?
     }
 
     /// Runs `tokens` as one prompt and returns the logits after each of them.
@@ -125,7 +128,10 @@ impl Driver {
         );
         request.return_raw_logits = true;
         self.send(Request::Normal(Box::new(request)))?;
-        let response = self.runtime.block_on(answer.recv()).context("the engine dropped the request")?;
+        let response = self
+            .runtime
+            .block_on(answer.recv())
+            .context("the engine dropped the request")?;
         let chunks = match response {
             Response::Raw { logits_chunks, .. } => logits_chunks,
             Response::ValidationError(error) | Response::InternalError(error) => bail!("the engine refused: {error}"),
@@ -133,16 +139,29 @@ impl Driver {
             _ => bail!("the engine answered a raw-logits request with something else"),
         };
         let (values, vocab) = logits_rows(&chunks)?;
-        ensure!(values.len() == tokens.len() * vocab, "expected logits after each of {} tokens", tokens.len());
+        ensure!(
+            values.len() == tokens.len() * vocab,
+            "expected logits after each of {} tokens",
+            tokens.len()
+        );
         if let Some(node) = &self.node {
             node.log_logits(&values);
         }
-        Ok(SequenceLogits { tokens: tokens.to_vec(), vocab, values })
+        Ok(SequenceLogits {
+            tokens: tokens.to_vec(),
+            vocab,
+            values,
+        })
     }
 
     fn send(&self, request: Request) -> Result<()> {
-        let sender = self.engine.get_sender(None).map_err(|error| anyhow::anyhow!("the engine is gone: {error}"))?;
-        self.runtime.block_on(sender.send(request)).map_err(|_| anyhow::anyhow!("the engine has stopped"))
+        let sender = self
+            .engine
+            .get_sender(None)
+            .map_err(|error| anyhow::anyhow!("the engine is gone: {error}"))?;
+        self.runtime
+            .block_on(sender.send(request))
+            .map_err(|_| anyhow::anyhow!("the engine has stopped"))
     }
 }
 

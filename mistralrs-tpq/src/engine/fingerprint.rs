@@ -87,7 +87,10 @@ mod tests {
         let b = write(one.path(), "b.safetensors", &weights[..1000]);
         let base = model_fingerprint("{}", &[a.clone(), b.clone()]).unwrap();
         assert_eq!(base, model_fingerprint("{}\n", &[b.clone(), a.clone()]).unwrap());
-        let moved = [write(two.path(), "a.safetensors", &weights), write(two.path(), "b.safetensors", &weights[..1000])];
+        let moved = [
+            write(two.path(), "a.safetensors", &weights),
+            write(two.path(), "b.safetensors", &weights[..1000]),
+        ];
         assert_eq!(base, model_fingerprint("{}", &moved).unwrap());
 
         assert_ne!(base, model_fingerprint("{\"a\":1}", &[a.clone(), b.clone()]).unwrap());

@@ -22,14 +22,18 @@ pub(super) struct Place {
 pub(super) fn place(plan: &Plan, topology: &Topology) -> Result<Option<Place>> {
     let place = match topology {
         Topology::Single => return Ok(None),
-        Topology::Group(group) => {
-            Place { rank: group.rank, peers: group.peers.iter().map(ToString::to_string).collect() }
-        }
+        Topology::Group(group) => Place {
+            rank: group.rank,
+            peers: group.peers.iter().map(ToString::to_string).collect(),
+        },
         Topology::Ring(path) => {
             let ring = RingConfig::load(path)?;
             tracing::info!("RING_CONFIG {}: learning the addresses of all ranks", path.display());
             let ring = RingTopology::learn(&ring, plan.links.connect_timeout, plan.links.insecure)?;
-            Place { rank: ring.rank, peers: ring.peers }
+            Place {
+                rank: ring.rank,
+                peers: ring.peers,
+            }
         }
     };
     Ok((place.peers.len() > 1).then_some(place))

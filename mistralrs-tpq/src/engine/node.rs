@@ -11,8 +11,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc::Sender;
 
 use super::command::{Command, LayerError, LayerState, RankReport, Reply};
-use super::step::COMMAND;
 use super::links::{self, Place};
+use super::step::COMMAND;
 use crate::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables};
 use crate::config::{CodecPlan, Plan};
 use crate::exchange::{Communicator, ExchangeStats, Site};
@@ -38,7 +38,11 @@ impl CodecChoice {
             CodecPlan::Paper { manifest } => Some(Manifest::load(manifest)?),
             CodecPlan::None | CodecPlan::Dynamic => None,
         };
-        Ok(Self { label: label.to_owned(), codec, manifest })
+        Ok(Self {
+            label: label.to_owned(),
+            codec,
+            manifest,
+        })
     }
 }
 
@@ -76,7 +80,10 @@ pub struct Node {
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Node").field("rank", &self.rank()).field("world_size", &self.world_size()).finish()
+        f.debug_struct("Node")
+            .field("rank", &self.rank())
+            .field("world_size", &self.world_size())
+            .finish()
     }
 }
 
@@ -140,10 +147,17 @@ impl Node {
 
     /// Opens the links and compares model, manifests and policy over the ranks.
     pub(super) fn connect(&self, model: [u8; 32], dtype: Dtype) -> Result<()> {
-        ensure!(self.group.get().is_none(), "tpq serves one model per process, and one is loaded already");
+        ensure!(
+            self.group.get().is_none(),
+            "tpq serves one model per process, and one is loaded already"
+        );
         for choice in &self.choices {
             if let Some(manifest) = &choice.manifest {
-                manifest.check_matches(&Expected { fingerprint: Digest(model), dtype, world_size: self.world_size() })?;
+                manifest.check_matches(&Expected {
+                    fingerprint: Digest(model),
+                    dtype,
+                    world_size: self.world_size(),
+                })?;
             }
         }
         let identity = self.identity(model, dtype);
@@ -157,7 +171,12 @@ impl Node {
             links::codec_name(&self.plan.codec),
         );
         let communicator = Communicator::new(transport.clone(), links::exchange_config(&self.plan));
-        let group = Group { transport, communicator, model, dtype };
+        let group = Group {
+            transport,
+            communicator,
+            model,
+            dtype,
+        };
         if self.group.set(group).is_err() {
             bail!("tpq serves one model per process, and one is loaded already");
         }
@@ -174,11 +193,19 @@ impl Node {
             false => [0; 32],
         };
         let codec = self.codec_name().to_owned();
-        Identity { dtype, model, manifest, codec, policy: self.plan.policy_digest().to_string() }
+        Identity {
+            dtype,
+            model,
+            manifest,
+            codec,
+            policy: self.plan.policy_digest().to_string(),
+        }
     }
 
     fn group(&self) -> Result<&Group> {
-        self.group.get().context("the links are not open: no model has been loaded under tpq")
+        self.group
+            .get()
+            .context("the links are not open: no model has been loaded under tpq")
     }
 
     // --- exchanges -------------------------------------------------------------------------------------------------
@@ -229,7 +256,12 @@ impl Node {
 
     pub(super) fn count_error(&self, choice: usize, layer: &str, error: LayerError) {
         let mut reports = lock(&self.reports);
-        let total = reports.entry(choice).or_default().layers.entry(layer.to_owned()).or_default();
+        let total = reports
+            .entry(choice)
+            .or_default()
+            .layers
+            .entry(layer.to_owned())
+            .or_default();
         total.values += error.values;
         total.signal_energy += error.signal_energy;
         total.error_energy += error.error_energy;
@@ -238,7 +270,10 @@ impl Node {
 
     pub(super) fn site(&self, name: Arc<str>) -> Site {
         let digest = Sha256::digest(name.as_bytes());
-        Site { id: u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]), name }
+        Site {
+            id: u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]),
+            name,
+        }
     }
 
     // --- step channel ----------------------------------------------------------------------------------------------
@@ -252,7 +287,10 @@ impl Node {
     }
 
     pub(super) fn receive_from_rank_0(&self) -> Result<Vec<u8>> {
-        Ok(self.group()?.transport.recv_message(0, Patience::Silence(self.plan.links.timeout))?)
+        Ok(self
+            .group()?
+            .transport
+            .recv_message(0, Patience::Silence(self.plan.links.timeout))?)
     }
 
     /// Rank 0: makes every rank, this one included, obey `command`. Only while no request is running.
@@ -289,7 +327,11 @@ impl Node {
     pub(super) fn obey(&self, command: Command) -> Result<()> {
         match &command {
             Command::Select(choice) => {
-                ensure!(*choice < self.choices.len(), "rank 0 selected codec {choice} of {}", self.choices.len());
+                ensure!(
+                    *choice < self.choices.len(),
+                    "rank 0 selected codec {choice} of {}",
+                    self.choices.len()
+                );
                 self.selected.store(*choice, Ordering::Release);
             }
             Command::Observe(on) => self.observing.store(*on, Ordering::Release),
@@ -318,7 +360,9 @@ impl Node {
     fn reply(&self, command: &Command) -> Result<Reply> {
         match command {
             Command::GatherLayers => Ok(Reply::Layers(lock(&self.observers).clone())),
-            Command::GatherReport { choice, logits } => Ok(Reply::Report(Box::new(self.report_after(*choice, *logits)?))),
+            Command::GatherReport { choice, logits } => {
+                Ok(Reply::Report(Box::new(self.report_after(*choice, *logits)?)))
+            }
             other => bail!("{other:?} has no answer"),
         }
     }
@@ -328,7 +372,12 @@ impl Node {
     /// # Errors
     /// A lost rank.
     pub fn restore_layers(&self, ranks: Vec<LayerState>) -> Result<()> {
-        ensure!(ranks.len() == self.world_size(), "{} states for {} ranks", ranks.len(), self.world_size());
+        ensure!(
+            ranks.len() == self.world_size(),
+            "{} states for {} ranks",
+            ranks.len(),
+            self.world_size()
+        );
         for (rank, layers) in ranks.into_iter().enumerate() {
             let command = Command::RestoreLayers(layers);
             if rank == 0 {
@@ -350,14 +399,33 @@ impl Node {
         let mut log = lock(&self.logits);
         while log.count < logits {
             let left = deadline.saturating_duration_since(Instant::now());
-            ensure!(!left.is_zero(), "rank {} saw {} raw-logit responses, expected {logits}", self.rank(), log.count);
+            ensure!(
+                !left.is_zero(),
+                "rank {} saw {} raw-logit responses, expected {logits}",
+                self.rank(),
+                log.count
+            );
             let wait = left.min(Duration::from_millis(100));
-            log = self.logits_arrived.wait_timeout(log, wait).unwrap_or_else(PoisonError::into_inner).0;
+            log = self
+                .logits_arrived
+                .wait_timeout(log, wait)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
-        let logits_digest = log.digest.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let logits_digest = log
+            .digest
+            .clone()
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         drop(log);
         let report = lock(&self.reports).get(&choice).cloned().unwrap_or_default();
-        Ok(RankReport { rank: self.rank(), logits_digest, ..report })
+        Ok(RankReport {
+            rank: self.rank(),
+            logits_digest,
+            ..report
+        })
     }
 
     /// Adds the logits of one sequence to this rank's digest.
@@ -394,7 +462,10 @@ impl Node {
             (CodecPlan::Paper { .. }, Some(manifest)) => {
                 let layer = manifest.require(layer, features)?;
                 let ranges = layer.ranges().chunks_exact(features).map(<[f32]>::to_vec).collect();
-                Ok(Arc::new(Paper::new(PaperTables::new(ranges, layer.outliers().to_vec())?)))
+                Ok(Arc::new(Paper::new(PaperTables::new(
+                    ranges,
+                    layer.outliers().to_vec(),
+                )?)))
             }
             _ => Ok(Arc::new(NoCodec::new(features))),
         }
@@ -406,7 +477,7 @@ impl Node {
     /// The first failure of a link: it is final.
     pub fn health(&self) -> Result<(), String> {
         match self.group.get() {
-            Some(group) => group.transport.health().map_err(|error| error.to_string()),
+            Some(group) => group.transport.failure().map_or(Ok(()), |error| Err(error.to_string())),
             None => Ok(()),
         }
     }
@@ -428,9 +499,14 @@ impl Node {
 pub fn gathered_layers(replies: Vec<Reply>) -> Result<Vec<BTreeMap<String, crate::calibrate::RangeObserver>>> {
     let mut ranks: Vec<LayerState> = Vec::with_capacity(replies.len());
     for (rank, reply) in replies.into_iter().enumerate() {
-        let Reply::Layers(layers) = reply else { bail!("rank {rank} answered something else than its layers") };
+        let Reply::Layers(layers) = reply else {
+            bail!("rank {rank} answered something else than its layers")
+        };
         if let Some(first) = ranks.first() {
-            ensure!(first.keys().eq(layers.keys()), "rank {rank} observed other layers than rank 0");
+            ensure!(
+                first.keys().eq(layers.keys()),
+                "rank {rank} observed other layers than rank 0"
+            );
         }
         ranks.push(layers);
     }

@@ -38,7 +38,11 @@ impl AllReduceProvider for Provider {
     }
 
     fn reducer(&self, site: &ReduceSite) -> Result<Arc<dyn AllReduce>> {
-        let site = if site.name.is_empty() { "unnamed".into() } else { site.name.clone() };
+        let site = if site.name.is_empty() {
+            "unnamed".into()
+        } else {
+            site.name.clone()
+        };
         let reducer = SiteReducer::new(self.node.clone(), site).map_err(candle)?;
         Ok(Arc::new(reducer))
     }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{ensure, Context};
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use mistralrs_quant::AllReduce;
 
@@ -28,12 +29,19 @@ impl SiteReducer {
         for choice in node.choices() {
             if let Some(manifest) = &choice.manifest {
                 manifest.layer(&name).with_context(|| {
-                    format!("the manifest of {} has no layer {name}: calibrate this model (tpq calibrate)", choice.label)
+                    format!(
+                        "the manifest of {} has no layer {name}: calibrate this model (tpq calibrate)",
+                        choice.label
+                    )
                 })?;
             }
         }
         let site = node.site(name);
-        Ok(Self { node, site, codecs: OnceLock::new() })
+        Ok(Self {
+            node,
+            site,
+            codecs: OnceLock::new(),
+        })
     }
 
     fn codec(&self, choice: usize, features: usize) -> anyhow::Result<&Arc<dyn Codec>> {
@@ -57,13 +65,7 @@ impl SiteReducer {
     }
 
     /// `decode`: one token a sequence.
-    fn exchange(
-        &self,
-        input: Values<'_>,
-        output: ValuesMut<'_>,
-        features: usize,
-        decode: bool,
-    ) -> anyhow::Result<()> {
+    fn exchange(&self, input: Values<'_>, output: ValuesMut<'_>, features: usize, decode: bool) -> anyhow::Result<()> {
         let tokens = input.len() / features.max(1);
         let node = &self.node;
         let policy = &node.plan.exchange;
@@ -80,7 +82,9 @@ impl SiteReducer {
             node.count_error(choice, &self.site.name, own_error(codec.as_ref(), node.rank(), input));
         }
         let dtype = input.dtype();
-        let stats = node.communicator()?.all_reduce(&self.site, codec.as_ref(), input, output)?;
+        let stats = node
+            .communicator()?
+            .all_reduce(&self.site, codec.as_ref(), input, output)?;
         node.count(choice, codec.as_ref(), tokens, dtype, &stats);
         Ok(())
     }
@@ -102,12 +106,15 @@ impl AllReduceOp<'_> {
         values: impl Fn(&'v [T]) -> Values<'v>,
         values_mut: impl for<'m> Fn(&'m mut [T]) -> ValuesMut<'m>,
     ) -> anyhow::Result<Vec<T>> {
-        let (start, end) = layout.contiguous_offsets().context("the engine passed a partial sum that is not contiguous")?;
+        let (start, end) = layout
+            .contiguous_offsets()
+            .context("the engine passed a partial sum that is not contiguous")?;
         let features = layout.dims().last().copied().unwrap_or(1);
         let mut output = vec![T::default(); end - start];
         // [batch, sequence, features]: a decode step has one token a sequence.
         let decode = matches!(layout.dims(), [.., 1, _]);
-        self.0.exchange(values(&data[start..end]), values_mut(&mut output), features, decode)?;
+        self.0
+            .exchange(values(&data[start..end]), values_mut(&mut output), features, decode)?;
         Ok(output)
     }
 }
@@ -119,10 +126,19 @@ impl CustomOp1 for AllReduceOp<'_> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let output = match storage {
-            CpuStorage::F32(v) => self.run(v, layout, Values::F32, |v| ValuesMut::F32(v)).map(CpuStorage::F32),
-            CpuStorage::BF16(v) => self.run(v, layout, Values::Bf16, |v| ValuesMut::Bf16(v)).map(CpuStorage::BF16),
-            CpuStorage::F16(v) => self.run(v, layout, Values::F16, |v| ValuesMut::F16(v)).map(CpuStorage::F16),
-            other => Err(anyhow::anyhow!("partial sums are f32, bf16 or f16, got {:?}", other.as_dtype())),
+            CpuStorage::F32(v) => self
+                .run(v, layout, Values::F32, |v| ValuesMut::F32(v))
+                .map(CpuStorage::F32),
+            CpuStorage::BF16(v) => self
+                .run(v, layout, Values::Bf16, |v| ValuesMut::Bf16(v))
+                .map(CpuStorage::BF16),
+            CpuStorage::F16(v) => self
+                .run(v, layout, Values::F16, |v| ValuesMut::F16(v))
+                .map(CpuStorage::F16),
+            other => Err(anyhow::anyhow!(
+                "partial sums are f32, bf16 or f16, got {:?}",
+                other.dtype()
+            )),
         };
         let site = &self.0.site.name;
         let output = output.map_err(|error| candle(error.context(format!("all-reduce of {site} failed"))))?;
@@ -148,9 +164,15 @@ fn own_error(codec: &dyn Codec, rank: usize, input: Values<'_>) -> LayerError {
     codec.encode(rank, input, &mut payload);
     let mut seen = vec![0.0; exact.len()];
     if codec.decode_accumulate(rank, &payload, dtype, &mut seen).is_err() {
-        return LayerError { out_of_bound: exact.len() as u64, ..LayerError::default() };
+        return LayerError {
+            out_of_bound: exact.len() as u64,
+            ..LayerError::default()
+        };
     }
-    let mut total = LayerError { values: exact.len() as u64, ..LayerError::default() };
+    let mut total = LayerError {
+        values: exact.len() as u64,
+        ..LayerError::default()
+    };
     let mut bound = vec![0.0; features];
     for (row, seen) in exact.chunks_exact(features).zip(seen.chunks_exact(features)) {
         codec.error_bound(rank, row, &mut bound);

@@ -1,8 +1,8 @@
 //! What the exchange costs in quality, on the real engine: lossless against configured, window by window.
 
-mod score;
 #[cfg(feature = "engine")]
 mod run;
+mod score;
 
 pub use score::{Comparison, WindowScore};
 

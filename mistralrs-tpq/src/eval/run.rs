@@ -63,7 +63,10 @@ pub fn run(options: &EvalOptions, node: Option<&Arc<Node>>, mut progress: impl F
     let driver = Driver::load(&options.model, node.cloned())?;
     let mut tokens = driver.tokenize(&text)?;
     tokens.truncate(options.max_tokens);
-    let windows: Vec<&[u32]> = tokens.chunks(options.window).filter(|window| window.len() > 1).collect();
+    let windows: Vec<&[u32]> = tokens
+        .chunks(options.window)
+        .filter(|window| window.len() > 1)
+        .collect();
     ensure!(
         tokens.len() >= options.window.min(options.max_tokens) && !windows.is_empty(),
         "the text {} has {} tokens, expected at least {}",
@@ -94,7 +97,10 @@ pub fn run(options: &EvalOptions, node: Option<&Arc<Node>>, mut progress: impl F
         write_logits(path, &dump)?;
     }
     let mut result = EvalResult {
-        config: node.map_or_else(|| "single process".to_owned(), |node| node.plan.origin.display().to_string()),
+        config: node.map_or_else(
+            || "single process".to_owned(),
+            |node| node.plan.origin.display().to_string(),
+        ),
         codec: node.map_or("none", |node| node.codec_name()).to_owned(),
         text: options.text.display().to_string(),
         ranks: node.map_or(1, |node| node.world_size()),
@@ -128,7 +134,10 @@ fn in_choice(driver: &Driver, node: Option<&Arc<Node>>, choice: usize, window: &
 }
 
 fn reports(node: &Node, logits: usize) -> Result<Vec<RankReport>> {
-    let replies = node.gather(&Command::GatherReport { choice: Node::CONFIGURED, logits })?;
+    let replies = node.gather(&Command::GatherReport {
+        choice: Node::CONFIGURED,
+        logits,
+    })?;
     replies
         .into_iter()
         .map(|reply| match reply {
@@ -160,7 +169,10 @@ fn write_logits(path: &std::path::Path, dump: &BTreeMap<String, SequenceLogits>)
     let mut views = Vec::new();
     for (name, logits) in dump {
         let shape = vec![logits.tokens.len(), logits.vocab];
-        views.push((name.clone(), TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(&logits.values))?));
+        views.push((
+            name.clone(),
+            TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(&logits.values))?,
+        ));
     }
     let bytes = safetensors::serialize(views, None)?;
     std::fs::write(path, bytes).with_context(|| format!("cannot write logits to {}", path.display()))

@@ -1,1 +1,285 @@
-//! exchange
+//! Station 4: the sum of all ranks' partial sums. The only module that knows codec, wire and transport.
+//!
+//! Every rank ends with the same bits. A rank adds the *dequantized* copy of its own part too, sums run in rank order
+//! in f32 from zero, and are rounded once to the dtype of the input. Which algorithm runs depends only on what all
+//! ranks know: the world size, the shape, the dtype, the codec and the configuration.
+//!
+//! | algorithm | bytes a rank sends, payload of `b` bits a value | quantizations |
+//! |---|---|---|
+//! | [`Algorithm::OneShot`]: every rank gets every payload | `(N-1) b` | 1 |
+//! | [`Algorithm::LosslessOneShot`] | `(N-1) 16` in BF16 | 0 |
+//! | [`Algorithm::LosslessTwoShot`]: reduce-scatter, all-gather | `2 (N-1)/N 16` in BF16 | 0 |
+
+mod accumulate;
+mod error;
+mod frames;
+mod lossless;
+mod one_shot;
+mod policy;
+mod scratch;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+pub use error::{ExchangeError, HeaderField};
+pub use policy::{predict_bytes_sent, Algorithm, Chosen, Shape};
+
+use self::frames::Expected;
+use self::scratch::Scratch;
+use crate::codec::{Codec, Dtype, Values, ValuesMut};
+use crate::transport::Transport;
+
+/// One all-reduce of the model. Numbered alike on all ranks; the name is for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    pub id: u32,
+    /// Such as `model.layers.3.mlp.down_proj`.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// What to do when a partial sum has NaN or infinity, which no quantizer can carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NonFinite {
+    /// The same error on all ranks, so that the request fails and not the group.
+    #[default]
+    Fail,
+    /// All ranks repeat the exchange without a codec; the sum is what a lossless all-reduce gives.
+    Fallback,
+}
+
+/// Alike on all ranks; [`Identity::policy`](crate::wire::Identity) makes sure of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExchangeConfig {
+    /// How long an exchange may make no progress before the peers it waits for count as lost.
+    pub timeout: Duration,
+    pub nonfinite: NonFinite,
+    pub algorithm: Algorithm,
+}
+
+impl Default for ExchangeConfig {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(30),
+            nonfinite: NonFinite::Fail,
+            algorithm: Algorithm::Auto,
+        }
+    }
+}
+
+/// What one all-reduce did on this rank.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExchangeStats {
+    /// Bytes handed to the transport, headers included.
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// Of this rank's input: values outside the calibrated range.
+    pub clipped: u64,
+    /// Of this rank's input: NaN or infinite values.
+    pub nonfinite: u64,
+    /// Repeated without a codec because some rank had NaN or infinity.
+    pub fell_back: bool,
+    pub encode: Duration,
+    pub wire: Duration,
+    pub decode: Duration,
+}
+
+/// Adds up partial sums over the ranks of a group.
+#[derive(Debug)]
+pub struct Communicator {
+    transport: Arc<dyn Transport>,
+    config: ExchangeConfig,
+    state: Mutex<State>,
+}
+
+/// One exchange runs at a time; buffers grow to the largest shape seen and stay.
+#[derive(Debug, Default)]
+struct State {
+    sequence: u64,
+    scratch: Scratch,
+}
+
+/// What every stage of one exchange needs.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    transport: &'a dyn Transport,
+    timeout: Duration,
+    site: &'a Site,
+    codec: &'a dyn Codec,
+    tokens: u32,
+    dtype: Dtype,
+    sequence: u64,
+}
+
+impl Communicator {
+    pub fn new(transport: Arc<dyn Transport>, config: ExchangeConfig) -> Self {
+        Self {
+            transport,
+            config,
+            state: Mutex::new(State::default()),
+        }
+    }
+
+    pub fn transport(&self) -> &Arc<dyn Transport> {
+        &self.transport
+    }
+
+    /// Writes the sum of all ranks' `input` to `output`; both are `tokens * codec.features()` elements of one dtype.
+    /// All ranks must call this for the same sites in the same order.
+    ///
+    /// # Errors
+    /// [`ExchangeError::NonFinite`] leaves the group usable; after any other error of a peer or link it is not.
+    /// `output` is unspecified then.
+    pub fn all_reduce(
+        &self,
+        site: &Site,
+        codec: &dyn Codec,
+        input: Values<'_>,
+        mut output: ValuesMut<'_>,
+    ) -> Result<ExchangeStats, ExchangeError> {
+        let tokens = check_shape(codec, input, &output)?;
+        let shape = Shape {
+            world_size: self.transport.world_size(),
+            tokens: tokens as usize,
+            features: codec.features(),
+            dtype: input.dtype(),
+        };
+        let chosen = policy::choose(self.config.algorithm, shape, codec);
+        if chosen == Chosen::Copy {
+            accumulate::copy(input, &mut output);
+            return Ok(ExchangeStats::default());
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stats = ExchangeStats::default();
+        let mut call = self.call(site, codec, tokens, input.dtype(), &mut state);
+        let nonfinite = self.run(chosen, &call, &mut state.scratch, input, &mut output, &mut stats)?;
+        if nonfinite.is_empty() {
+            return Ok(stats);
+        }
+        match (self.config.nonfinite, chosen) {
+            (NonFinite::Fail, _) => Err(ExchangeError::NonFinite {
+                site: site.clone(),
+                ranks: nonfinite.to_vec(),
+            }),
+            (NonFinite::Fallback, Chosen::OneShot) => {
+                let seen = stats.nonfinite;
+                call = self.call(site, codec, tokens, input.dtype(), &mut state);
+                let fallback = policy::lossless(shape);
+                self.run(fallback, &call, &mut state.scratch, input, &mut output, &mut stats)?;
+                (stats.nonfinite, stats.fell_back) = (seen, true);
+                Ok(stats)
+            }
+            // Nothing was lost: the sum has the NaN or infinity that a lossless all-reduce has.
+            (NonFinite::Fallback, _) => Ok(stats),
+        }
+    }
+
+    fn call<'a>(
+        &'a self,
+        site: &'a Site,
+        codec: &'a dyn Codec,
+        tokens: u32,
+        dtype: Dtype,
+        state: &mut State,
+    ) -> Call<'a> {
+        let sequence = state.sequence;
+        state.sequence += 1;
+        Call {
+            transport: &*self.transport,
+            timeout: self.config.timeout,
+            site,
+            codec,
+            tokens,
+            dtype,
+            sequence,
+        }
+    }
+
+    /// Returns the ranks whose input had NaN or infinity: the same on all ranks.
+    fn run(
+        &self,
+        chosen: Chosen,
+        call: &Call<'_>,
+        scratch: &mut Scratch,
+        input: Values<'_>,
+        output: &mut ValuesMut<'_>,
+        stats: &mut ExchangeStats,
+    ) -> Result<RankSet, ExchangeError> {
+        match chosen {
+            Chosen::Copy => {
+                accumulate::copy(input, output);
+                Ok(RankSet::default())
+            }
+            Chosen::OneShot => one_shot::run(call, scratch, input, output, stats),
+            Chosen::LosslessOneShot => lossless::one_shot(call, scratch, input, output, stats),
+            Chosen::LosslessTwoShot => lossless::two_shot(call, scratch, input, output, stats),
+        }
+    }
+}
+
+impl Call<'_> {
+    fn expected(&self, kind: crate::wire::FrameKind) -> Expected<'_> {
+        Expected {
+            site: self.site,
+            kind,
+            codec: self.codec.tag(),
+            dtype: self.dtype,
+            sequence: self.sequence,
+            tokens: self.tokens,
+        }
+    }
+
+    /// Gives up after an error that only this rank may see, so that the others do not wait for it.
+    fn abort(&self, culprit: usize, error: ExchangeError) -> ExchangeError {
+        self.transport.abort(culprit, &error.to_string());
+        error
+    }
+}
+
+/// A set of ranks, without allocating.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct RankSet(u64);
+
+impl RankSet {
+    fn insert(&mut self, rank: usize) {
+        self.0 |= 1 << rank;
+    }
+
+    const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    fn to_vec(self) -> Vec<usize> {
+        (0..64).filter(|rank| self.0 & (1 << rank) != 0).collect()
+    }
+}
+
+fn check_shape(codec: &dyn Codec, input: Values<'_>, output: &ValuesMut<'_>) -> Result<u32, ExchangeError> {
+    let misuse = |what: String| Err(ExchangeError::ApiMisuse { what });
+    let (len, dtype) = accumulate::describe(output);
+    if input.len() != len || input.dtype() != dtype {
+        return misuse(format!(
+            "input has {} elements of {}, output has {len} of {}",
+            input.len(),
+            input.dtype().name(),
+            dtype.name()
+        ));
+    }
+    let features = codec.features();
+    if features == 0 || len % features != 0 {
+        return misuse(format!("{len} elements are not rows of {features}"));
+    }
+    match u32::try_from(len / features) {
+        // The header counts payload bytes in 32 bits.
+        Ok(tokens) if len.checked_mul(4).is_some_and(|bytes| u32::try_from(bytes).is_ok()) => Ok(tokens),
+        _ => misuse(format!(
+            "{len} elements are more than one exchange carries: split the batch"
+        )),
+    }
+}

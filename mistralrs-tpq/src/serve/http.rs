@@ -1,5 +1,6 @@
 //! The HTTP side of rank 0.
 
+use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -19,7 +19,9 @@ use crate::engine::Node;
 /// # Errors
 /// Configuration, topology, model and socket errors, each naming its file, key, peer or address.
 pub async fn run(args: ServerArgs) -> Result<()> {
-    let port = args.port.context("--port is missing: give the port to serve HTTP on, such as --port 1234")?;
+    let port = args
+        .port
+        .context("--port is missing: give the port to serve HTTP on, such as --port 1234")?;
     if args.mcp_port.is_some() {
         bail!("--mcp-port is not supported by this server: the engine's MCP server is not part of its libraries");
     }
@@ -29,7 +31,11 @@ pub async fn run(args: ServerArgs) -> Result<()> {
     };
     let serves = node.as_ref().is_none_or(|node| node.rank() == 0);
     // Bound before the model is loaded: a port in use shows at once, not after minutes.
-    let listener = if serves { Some(http::bind(&args.serve_ip, port).await?) } else { None };
+    let listener = if serves {
+        Some(http::bind(&args.serve_ip, port).await?)
+    } else {
+        None
+    };
     let engine = load(args).await?;
     let listener = listener.context("a rank other than 0 came back from the engine")?;
     http::serve(listener, engine, node).await
@@ -69,7 +75,10 @@ async fn load(args: ServerArgs) -> Result<SharedMistralRsState> {
 
 /// From `--mcp-config`, else from the variable that the old server read.
 fn mcp_config(flag: Option<&str>) -> Result<Option<McpClientConfig>> {
-    let Some(path) = flag.map(str::to_owned).or_else(|| std::env::var("MCP_CONFIG_PATH").ok()) else {
+    let Some(path) = flag
+        .map(str::to_owned)
+        .or_else(|| std::env::var("MCP_CONFIG_PATH").ok())
+    else {
         return Ok(None);
     };
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read --mcp-config {path}"))?;

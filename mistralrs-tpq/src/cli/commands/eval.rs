@@ -1,0 +1,142 @@
+//! `tpq eval`: what the exchange costs in quality, on the real engine.
+
+use std::path::PathBuf;
+
+use anyhow::{ensure, Result};
+use clap::Args;
+
+use super::group::{self, GroupArgs};
+use crate::cli::args::Global;
+use crate::cli::progress::Progress;
+use crate::cli::{emit, CliError};
+use crate::engine::ModelOptions;
+use crate::eval::{EvalOptions, EvalResult};
+use crate::report::table::{Align, Table};
+
+/// Compare the configured exchange with the lossless one on a text: perplexity, KL, agreement, bytes
+///
+/// Each window of the text runs twice through the engine under tensor parallelism, lossless and as configured.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tpq eval --config tpq.yaml -n 2 -m examples/demo-model --text held-out.md
+  tpq eval -m examples/demo-model --text held-out.md     (one process: perplexity only)
+
+With --json the last line is one object: config, codec, text, ranks, tokens, bits_per_value, ppl, ppl_lossless,
+ppl_quantized, kl (nats a token), top1_agreement, sqnr_db, bytes_per_rank, bytes_per_rank_bf16, out_of_bound, clipped,
+ranks_bit_identical, seconds.")]
+pub struct EvalArgs {
+    #[command(flatten)]
+    group: GroupArgs,
+    #[command(flatten)]
+    model: ModelOptions,
+    /// Text to evaluate on; held out from calibration, or the figures flatter.
+    #[arg(long, value_name = "FILE")]
+    text: PathBuf,
+    /// Tokens of a window; each window is scored on its own.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..))]
+    window: u32,
+    /// Tokens to use of the text.
+    #[arg(long, value_name = "N", default_value_t = 16384, value_parser = clap::value_parser!(u32).range(2..))]
+    max_tokens: u32,
+    /// Also write all logits, as safetensors: lossless.0000, configured.0000, ... of [tokens, vocabulary] f32.
+    #[arg(long, value_name = "FILE")]
+    dump_logits: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &EvalArgs, global: &Global) -> Result<u8, CliError> {
+    if let Some(code) = args.group.launch(global)? {
+        return Ok(code);
+    }
+    // One process compares nothing, so a configuration is not needed; with one, its ranks decide.
+    let alone = args.group.ranks == Some(1) || (args.group.ranks.is_none() && args.group.config.is_none());
+    let node = if alone {
+        None
+    } else {
+        crate::engine::install_plan(args.group.plan()?)?
+    };
+    let options = EvalOptions {
+        model: args.model.clone(),
+        text: args.text.clone(),
+        window: args.window as usize,
+        max_tokens: args.max_tokens as usize,
+        dump_logits: args.dump_logits.clone(),
+    };
+    let mut progress = Progress::new("windows");
+    let outcome = crate::eval::run(&options, node.as_ref(), |done, total| {
+        progress.set(done as usize, total as usize)
+    })
+    .and_then(check);
+    let result = match &node {
+        Some(node) => group::end(node, outcome)?,
+        None => outcome?,
+    };
+    match global.json {
+        true => emit(&(serde_json::to_string(&result).map_err(anyhow::Error::from)? + "\n"))?,
+        false => emit(&table(&result))?,
+    }
+    Ok(0)
+}
+
+/// Figures of ranks that disagree, or of a codec outside its own bound, mean nothing.
+fn check(result: EvalResult) -> Result<EvalResult> {
+    ensure!(
+        result.ranks_bit_identical,
+        "the ranks computed different logits: this is a defect, please report it"
+    );
+    ensure!(
+        result.out_of_bound == 0,
+        "{} values are farther from their dequantized copy than the codec allows: this is a defect, please report it",
+        result.out_of_bound
+    );
+    Ok(result)
+}
+
+fn table(result: &EvalResult) -> String {
+    let mut table = Table::new([
+        ("", Align::Left),
+        ("lossless", Align::Right),
+        (result.codec.as_str(), Align::Right),
+    ]);
+    table.row([
+        "perplexity".to_owned(),
+        format!("{:.4}", result.ppl_lossless),
+        format!("{:.4}", result.ppl_quantized),
+    ]);
+    table.row([
+        "KL, nats a token".to_owned(),
+        "0".to_owned(),
+        format!("{:.5}", result.kl),
+    ]);
+    table.row([
+        "top-1 agreement".to_owned(),
+        "100%".to_owned(),
+        format!("{:.2}%", result.top1_agreement * 100.0),
+    ]);
+    if result.ranks > 1 {
+        table.row([
+            "bits a value".to_owned(),
+            "16 (BF16)".to_owned(),
+            format!("{:.4}", result.bits_per_value),
+        ]);
+        let bytes = |bytes: u64| format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20));
+        table.row([
+            "sent by a rank".to_owned(),
+            bytes(result.bytes_per_rank_bf16),
+            bytes(result.bytes_per_rank),
+        ]);
+        table.row([
+            "SQNR of a partial sum".to_owned(),
+            "-".to_owned(),
+            format!("{:.1} dB", result.sqnr_db),
+        ]);
+    }
+    let how = match result.ranks {
+        1 => "one process".to_owned(),
+        ranks => format!("{ranks} ranks, bit-identical"),
+    };
+    format!(
+        "{table}{} tokens of {}, {how}, {:.0} s\n",
+        result.tokens, result.text, result.seconds
+    )
+}

@@ -1,0 +1,10 @@
+//! One file for each command.
+
+#[cfg(feature = "engine")]
+pub mod calibrate;
+#[cfg(feature = "engine")]
+pub mod eval;
+#[cfg(feature = "engine")]
+mod group;
+pub mod inspect;
+pub mod launch;

@@ -1,0 +1,284 @@
+//! `paper`: static symmetric int4 per feature and rank, a few outlier features in BF16 (arXiv 2411.07942).
+//!
+//! With k = E / 64 outliers a value takes exactly (4 (E - k) + 16 k) / E = 4 + 12 / 64 = 4.1875 bits: ranges and outlier
+//! indices are calibrated, so no side information travels. Rows are whole bytes: an odd E - k adds half a byte a row.
+
+use super::scalar::{self, BadWord, PaperRow};
+use super::values::Element;
+use super::{assert_one_row, bound, rows_to_decode, rows_to_encode};
+use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Level, Values};
+
+/// The largest range accepted, 2^127: with it all sixteen nibbles a peer may send decode to finite values.
+const MAX_RANGE: f32 = f32::from_bits(0x7f00_0000);
+
+/// Calibration of one reduce site, checked: steps of all ranks, and the outlier features they share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PaperTables {
+    features: usize,
+    outliers: Vec<u32>,
+    displaced: Vec<u32>,
+    ranks: Vec<RankTable>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct RankTable {
+    steps: Vec<f32>,
+    inv_steps: Vec<f32>,
+    dead: Vec<u32>,
+}
+
+/// Why a calibration cannot be used. Each is a defect of the manifest, or of whoever edited it.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum PaperTablesError {
+    #[error("no ranges: expected one list per rank")]
+    NoRanks,
+    #[error("rank {rank} has ranges for {got} features, rank 0 for {expected}")]
+    FeatureCount { rank: usize, expected: usize, got: usize },
+    #[error("rank {rank}, feature {feature}: range {got}, expected 0 to 2^127")]
+    Range { rank: usize, feature: usize, got: f32 },
+    #[error("{got} outliers among {features} features")]
+    TooManyOutliers { features: usize, got: usize },
+    #[error("outlier {got} at position {position}: features are 0..{features}")]
+    OutlierOutOfRange { position: usize, features: usize, got: u32 },
+    #[error("outlier {got} at position {position} follows {previous}: outliers must ascend without repetition")]
+    OutliersUnsorted { position: usize, previous: u32, got: u32 },
+}
+
+impl PaperTables {
+    /// `ranges[rank][feature]` is the largest magnitude the feature is expected to have in that rank's partial sum, in the
+    /// unit of the values; `outliers` are feature indices, ascending, the same on all ranks. The range of an outlier is
+    /// checked but not used.
+    ///
+    /// A range whose step (range / 7) is below the smallest normal f32 counts as zero: its reciprocal may overflow.
+    ///
+    /// # Errors
+    /// See [`PaperTablesError`].
+    pub fn new(ranges: Vec<Vec<f32>>, outliers: Vec<u32>) -> Result<Self, PaperTablesError> {
+        let features = ranges.first().ok_or(PaperTablesError::NoRanks)?.len();
+        check_outliers(features, &outliers)?;
+        let slots = features - outliers.len();
+        let below = outliers.partition_point(|&o| (o as usize) < slots);
+        let mut tail_outliers = outliers[below..].iter().peekable();
+        let displaced = (slots..features)
+            .map(|feature| feature as u32)
+            .filter(|feature| tail_outliers.next_if_eq(&feature).is_none())
+            .collect();
+        let ranks = ranges.into_iter().enumerate();
+        let ranks = ranks
+            .map(|(rank, ranges)| RankTable::new(rank, features, ranges, &outliers))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            features,
+            outliers,
+            displaced,
+            ranks,
+        })
+    }
+
+    /// E.
+    pub fn features(&self) -> usize {
+        self.features
+    }
+
+    /// How many ranks have ranges.
+    pub fn ranks(&self) -> usize {
+        self.ranks.len()
+    }
+
+    /// Outlier features, ascending.
+    pub fn outliers(&self) -> &[u32] {
+        &self.outliers
+    }
+
+    fn rank(&self, rank: usize) -> Option<PaperRow<'_>> {
+        self.ranks.get(rank).map(|table| PaperRow {
+            steps: &table.steps,
+            inv_steps: &table.inv_steps,
+            outliers: &self.outliers,
+            displaced: &self.displaced,
+            dead: &table.dead,
+        })
+    }
+
+    /// # Panics
+    /// When there is no such rank: a caller's bug.
+    fn own_rank(&self, rank: usize) -> PaperRow<'_> {
+        self.rank(rank)
+            .unwrap_or_else(|| panic!("rank {rank}, but there are tables for {}", self.ranks()))
+    }
+}
+
+impl RankTable {
+    fn new(rank: usize, features: usize, ranges: Vec<f32>, outliers: &[u32]) -> Result<Self, PaperTablesError> {
+        if ranges.len() != features {
+            return Err(PaperTablesError::FeatureCount {
+                rank,
+                expected: features,
+                got: ranges.len(),
+            });
+        }
+        if let Some(feature) = ranges.iter().position(|range| !(0.0..=MAX_RANGE).contains(range)) {
+            return Err(PaperTablesError::Range {
+                rank,
+                feature,
+                got: ranges[feature],
+            });
+        }
+        let mut steps = ranges;
+        for step in &mut steps {
+            *step /= scalar::PAPER_HIGHEST;
+            if *step < f32::MIN_POSITIVE {
+                *step = 0.0;
+            }
+        }
+        // An outlier's own code slot, where it has one, then quantizes to 0, decodes to 0, and never counts as clipped.
+        let mut remaining = outliers.iter().peekable();
+        let mut dead = Vec::new();
+        for (feature, step) in (0u32..).zip(&mut steps) {
+            if remaining.next_if_eq(&&feature).is_some() {
+                *step = 0.0;
+            } else if *step == 0.0 {
+                dead.push(feature);
+            }
+        }
+        let inv_steps = steps
+            .iter()
+            .map(|&step| if step == 0.0 { 0.0 } else { 1.0 / step })
+            .collect();
+        Ok(Self { steps, inv_steps, dead })
+    }
+}
+
+fn check_outliers(features: usize, outliers: &[u32]) -> Result<(), PaperTablesError> {
+    if outliers.len() > features {
+        return Err(PaperTablesError::TooManyOutliers {
+            features,
+            got: outliers.len(),
+        });
+    }
+    let mut previous = None;
+    for (position, &got) in outliers.iter().enumerate() {
+        if let Some(previous) = previous.filter(|&previous| previous >= got) {
+            return Err(PaperTablesError::OutliersUnsorted {
+                position,
+                previous,
+                got,
+            });
+        }
+        if got as usize >= features {
+            return Err(PaperTablesError::OutlierOutOfRange {
+                position,
+                features,
+                got,
+            });
+        }
+        previous = Some(got);
+    }
+    Ok(())
+}
+
+/// Row: E - k codes of 4 bits, two to a byte, then k BF16.
+#[derive(Debug, Clone)]
+pub struct Paper {
+    tables: PaperTables,
+    row_len: usize,
+    level: Level,
+}
+
+impl Paper {
+    pub fn new(tables: PaperTables) -> Self {
+        let k = tables.outliers.len();
+        let row_len = scalar::plane_len(tables.features - k) + 2 * k;
+        Self {
+            tables,
+            row_len,
+            level: Level::best(),
+        }
+    }
+
+    /// The same codec on other instructions: the same bits, at another speed.
+    #[must_use]
+    pub fn with_level(self, level: Level) -> Self {
+        Self { level, ..self }
+    }
+
+    pub fn tables(&self) -> &PaperTables {
+        &self.tables
+    }
+
+    fn encode_rows<T: Element>(&self, rank: usize, values: &[T], payload: &mut [u8]) -> EncodeStats {
+        let table = self.tables.own_rank(rank);
+        let mut stats = EncodeStats::default();
+        if self.tables.features == 0 {
+            return stats;
+        }
+        for (values, row) in values
+            .chunks_exact(self.tables.features)
+            .zip(payload.chunks_exact_mut(self.row_len))
+        {
+            stats += self.level.paper_encode_row(&table, values, row);
+        }
+        stats
+    }
+}
+
+impl Codec for Paper {
+    fn name(&self) -> &'static str {
+        CodecKind::Paper.name()
+    }
+
+    fn tag(&self) -> u8 {
+        CodecKind::Paper.tag()
+    }
+
+    fn features(&self) -> usize {
+        self.tables.features
+    }
+
+    fn payload_len(&self, tokens: usize, _dtype: Dtype) -> usize {
+        tokens.saturating_mul(self.row_len)
+    }
+
+    fn encode(&self, rank: usize, values: Values<'_>, payload: &mut [u8]) -> EncodeStats {
+        rows_to_encode(self, values, payload);
+        match values {
+            Values::F32(v) => self.encode_rows(rank, v, payload),
+            Values::Bf16(v) => self.encode_rows(rank, v, payload),
+            Values::F16(v) => self.encode_rows(rank, v, payload),
+        }
+    }
+
+    fn decode_accumulate(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError> {
+        let ranks = self.tables.ranks();
+        let table = self.tables.rank(rank).ok_or(CodecError::UnknownRank { rank, ranks })?;
+        let tokens = rows_to_decode(self, rank, payload, dtype, sum)?;
+        if tokens == 0 {
+            return Ok(());
+        }
+        let rows = payload
+            .chunks_exact(self.row_len)
+            .zip(sum.chunks_exact_mut(self.tables.features));
+        for (token, (row, sum)) in rows.enumerate() {
+            let decoded = self.level.paper_decode_row(&table, row, sum);
+            decoded.map_err(|BadWord { feature, bits }| CodecError::Content {
+                rank,
+                token,
+                feature,
+                bits,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn error_bound(&self, rank: usize, row: &[f32], bound: &mut [f32]) {
+        assert_one_row(self, row, bound);
+        let table = self.tables.own_rank(rank);
+        for ((bound, &x), &step) in bound.iter_mut().zip(row).zip(table.steps) {
+            *bound = bound::of_code(x, step, scalar::PAPER_LOWEST, scalar::PAPER_HIGHEST);
+        }
+        for &outlier in table.outliers {
+            bound[outlier as usize] = bound::of_bf16(row[outlier as usize]);
+        }
+    }
+}

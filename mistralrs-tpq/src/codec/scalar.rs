@@ -1,0 +1,320 @@
+//! The specification: plain loops that fix every bit of a payload and of a decoded sum. `simd/` gives the same bits, and
+//! calls the functions here for tails and rare cases.
+//!
+//! All arithmetic is f32, rounded to nearest with ties to even, never fused.
+
+use half::bf16;
+
+use super::values::Element;
+use super::EncodeStats;
+
+/// A 4-bit code -8..=7 is stored as `code + 8`. Biased rather than two's complement: a decoder masks and subtracts once,
+/// with no sign extension of nibbles (QuickReduce stores its codes the same way).
+pub const BIAS: i8 = 8;
+
+/// Levels of `paper`: symmetric, so that a negated partial sum gives negated codes. -8 is never sent.
+pub const PAPER_LOWEST: f32 = -7.0;
+pub const PAPER_HIGHEST: f32 = 7.0;
+/// Positions beyond this many steps count as clipped: half a step beyond the outermost level.
+pub const PAPER_CLIP: f32 = 7.5;
+
+/// Levels of `dynamic`: all sixteen.
+pub const DYNAMIC_LOWEST: f32 = -8.0;
+pub const DYNAMIC_HIGHEST: f32 = 7.0;
+/// Values that share one scale in `dynamic`.
+pub const GROUP: usize = 32;
+/// The largest magnitude of a scale of `dynamic`: BF16 max / 8, so that all sixteen levels are finite.
+pub const DYNAMIC_MAX_SCALE: u16 = bf16::MAX.to_bits() - (3 << 7);
+
+/// A BF16 no encoder sends, found while decoding a row.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BadWord {
+    pub feature: usize,
+    pub bits: u16,
+}
+
+// ---- codes and planes ----
+
+/// The code of `x` with `inv_step` = 1 / step, computed once in f32. NaN gives 0 (the cast of NaN), infinity saturates.
+/// A step of zero has `inv_step` zero, and gives 0 for every `x`.
+#[inline(always)]
+pub fn quantize(x: f32, inv_step: f32, lowest: f32, highest: f32) -> i8 {
+    (x * inv_step).clamp(lowest, highest).round_ties_even() as i8
+}
+
+/// Bytes of a plane of `codes` codes. The high nibble after an odd last code holds code 0.
+pub const fn plane_len(codes: usize) -> usize {
+    codes.div_ceil(2)
+}
+
+#[inline(always)]
+fn pack(low: i8, high: i8) -> u8 {
+    (low + BIAS) as u8 | ((high + BIAS) as u8) << 4
+}
+
+#[inline(always)]
+fn unpack(byte: u8) -> [i8; 2] {
+    [(byte & 0x0f) as i8 - BIAS, (byte >> 4) as i8 - BIAS]
+}
+
+#[inline(always)]
+fn code_at(plane: &[u8], slot: usize) -> i8 {
+    unpack(plane[slot / 2])[slot % 2]
+}
+
+#[inline(always)]
+fn set_code(plane: &mut [u8], slot: usize, code: i8) {
+    let [low, high] = unpack(plane[slot / 2]);
+    plane[slot / 2] = if slot.is_multiple_of(2) {
+        pack(code, high)
+    } else {
+        pack(low, code)
+    };
+}
+
+/// BF16 nearest to `x`, ties to even, saturated to the finite range; NaN gives 0.
+#[inline(always)]
+pub fn to_finite_bf16(x: f32) -> bf16 {
+    let nearest = bf16::from_f32(x);
+    if x.is_nan() {
+        bf16::ZERO
+    } else if nearest.is_infinite() {
+        bf16::MAX.copysign(nearest)
+    } else {
+        nearest
+    }
+}
+
+// ---- paper: arXiv 2411.07942, static symmetric ranges per feature and rank, outlier features in BF16 ----
+
+/// One rank's view of a [`PaperTables`](super::PaperTables). E features, of which k are outliers.
+#[derive(Debug, Clone, Copy)]
+pub struct PaperRow<'a> {
+    /// E; zero for an outlier and for a feature whose range is zero.
+    pub steps: &'a [f32],
+    /// E; 1 / step, or zero where the step is.
+    pub inv_steps: &'a [f32],
+    /// k features, ascending.
+    pub outliers: &'a [u32],
+    /// The features at or beyond E - k that are no outliers, ascending. The code of `displaced[i]` is in slot
+    /// `outliers[i]`: there are as many of them as there are outliers below E - k, since both fill up the E - k slots.
+    pub displaced: &'a [u32],
+    /// Features that are no outliers and have a range of zero, ascending.
+    pub dead: &'a [u32],
+}
+
+impl PaperRow<'_> {
+    pub fn slots(&self) -> usize {
+        self.steps.len() - self.outliers.len()
+    }
+}
+
+/// Row: E - k codes, then k outliers as BF16. Slot j holds feature j, except that the slots of outliers hold the displaced
+/// features, so vector code runs straight over the row and patches a few slots afterwards.
+#[inline]
+pub fn paper_encode_row<T: Element>(table: &PaperRow<'_>, values: &[T], row: &mut [u8]) -> EncodeStats {
+    let slots = table.slots();
+    let (plane, outliers) = row.split_at_mut(plane_len(slots));
+    let mut stats = paper_encode_plane(&values[..slots], &table.inv_steps[..slots], plane);
+    stats += paper_patch_row(table, values, plane, outliers);
+    stats
+}
+
+/// Codes of features that share their index with their slot. Outliers among them get code 0 (their `inv_step` is zero) and
+/// are counted here when they are not finite.
+#[inline]
+pub fn paper_encode_plane<T: Element>(values: &[T], inv_steps: &[f32], plane: &mut [u8]) -> EncodeStats {
+    let mut stats = EncodeStats::default();
+    for (byte, (x, inv_step)) in plane.iter_mut().zip(values.chunks(2).zip(inv_steps.chunks(2))) {
+        let low = paper_code(x[0].to_f32(), inv_step[0], &mut stats);
+        let high = match (x.get(1), inv_step.get(1)) {
+            (Some(x), Some(inv_step)) => paper_code(x.to_f32(), *inv_step, &mut stats),
+            _ => 0,
+        };
+        *byte = pack(low, high);
+    }
+    stats
+}
+
+/// What remains of a row after its plane: displaced features, outliers, and the count of values in dead features.
+#[inline(always)]
+pub fn paper_patch_row<T: Element>(
+    table: &PaperRow<'_>,
+    values: &[T],
+    plane: &mut [u8],
+    outliers: &mut [u8],
+) -> EncodeStats {
+    let mut stats = EncodeStats::default();
+    for (&slot, &feature) in table.outliers.iter().zip(table.displaced) {
+        let (slot, feature) = (slot as usize, feature as usize);
+        set_code(
+            plane,
+            slot,
+            paper_code(values[feature].to_f32(), table.inv_steps[feature], &mut stats),
+        );
+    }
+    for (i, (bytes, &feature)) in outliers.as_chunks_mut().0.iter_mut().zip(table.outliers).enumerate() {
+        let x = values[feature as usize].to_f32();
+        *bytes = to_finite_bf16(x).to_le_bytes();
+        stats.clipped += u64::from(x.is_finite() && bf16::from_f32(x).is_infinite());
+        // The outliers below E - k, which come first, were counted with the plane.
+        stats.nonfinite += u64::from(i >= table.displaced.len() && !x.is_finite());
+    }
+    for &feature in table.dead {
+        let x = values[feature as usize].to_f32();
+        stats.clipped += u64::from(x.is_finite() && x != 0.0);
+    }
+    stats
+}
+
+#[inline(always)]
+fn paper_code(x: f32, inv_step: f32, stats: &mut EncodeStats) -> i8 {
+    if !x.is_finite() {
+        stats.nonfinite += 1;
+    } else if (x * inv_step).abs() > PAPER_CLIP {
+        stats.clipped += 1;
+    }
+    quantize(x, inv_step, PAPER_LOWEST, PAPER_HIGHEST)
+}
+
+/// Adds a row to `sum` (E): the slots in order with the step of the feature whose index they share (zero in the slot of an
+/// outlier: that adds a zero), then the displaced features, then the outliers.
+#[inline]
+pub fn paper_decode_row(table: &PaperRow<'_>, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+    let slots = table.slots();
+    let (plane, outliers) = row.split_at(plane_len(slots));
+    accumulate_plane(plane, &table.steps[..slots], &mut sum[..slots]);
+    paper_unpatch_row(table, plane, outliers, sum)
+}
+
+/// `sum[j] += code j * steps[j]`.
+#[inline]
+pub fn accumulate_plane(plane: &[u8], steps: &[f32], sum: &mut [f32]) {
+    for (byte, (sum, steps)) in plane.iter().zip(sum.chunks_mut(2).zip(steps.chunks(2))) {
+        for (code, (sum, step)) in unpack(*byte).into_iter().zip(sum.iter_mut().zip(steps)) {
+            *sum += f32::from(code) * step;
+        }
+    }
+}
+
+/// Adds displaced features and outliers. Refuses an outlier that is not finite.
+#[inline(always)]
+pub fn paper_unpatch_row(table: &PaperRow<'_>, plane: &[u8], outliers: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+    for (&slot, &feature) in table.outliers.iter().zip(table.displaced) {
+        let feature = feature as usize;
+        sum[feature] += f32::from(code_at(plane, slot as usize)) * table.steps[feature];
+    }
+    for (bytes, &feature) in outliers.as_chunks().0.iter().zip(table.outliers) {
+        let (feature, x) = (feature as usize, bf16::from_le_bytes(*bytes));
+        if !x.is_finite() {
+            let bits = x.to_bits();
+            return Err(BadWord { feature, bits });
+        }
+        sum[feature] += x.to_f32();
+    }
+    Ok(())
+}
+
+// ---- dynamic: groups of 32 with a signed scale (the INT4 codec of QuickReduce, with BF16 scales) ----
+
+/// Row: E codes, then one BF16 scale for each 32 of them; the last group may be shorter.
+#[inline]
+pub fn dynamic_encode_row<T: Element>(values: &[T], row: &mut [u8]) -> EncodeStats {
+    let (plane, scales) = row.split_at_mut(plane_len(values.len()));
+    let groups = values.chunks(GROUP).zip(plane.chunks_mut(GROUP / 2));
+    let mut stats = EncodeStats::default();
+    for (scale, (values, codes)) in scales.as_chunks_mut().0.iter_mut().zip(groups) {
+        *scale = dynamic_encode_group(values, codes, &mut stats).to_le_bytes();
+    }
+    stats
+}
+
+/// Codes of up to 32 values, and their scale.
+#[inline]
+pub fn dynamic_encode_group<T: Element>(values: &[T], codes: &mut [u8], stats: &mut EncodeStats) -> bf16 {
+    stats.nonfinite += values.iter().filter(|x| !x.to_f32().is_finite()).count() as u64;
+    let scale = group_scale(group_extreme(values));
+    let inv_scale = reciprocal(scale);
+    let code = |x: &T| quantize(dynamic_input(x.to_f32()), inv_scale, DYNAMIC_LOWEST, DYNAMIC_HIGHEST);
+    for (byte, x) in codes.iter_mut().zip(values.chunks(2)) {
+        *byte = pack(code(&x[0]), x.get(1).map_or(0, code));
+    }
+    scale
+}
+
+/// What `dynamic` encodes for `x`: NaN is 0, and magnitudes beyond the BF16 range, infinity among them, are the largest
+/// BF16. That moves a finite f32 by less than 2^-8 of itself, and keeps every level finite.
+#[inline(always)]
+pub fn dynamic_input(x: f32) -> f32 {
+    let x = if x.is_nan() { 0.0 } else { x };
+    x.clamp(bf16::MIN.to_f32_const(), bf16::MAX.to_f32_const())
+}
+
+/// The value of largest magnitude; the negative one when two of opposite sign tie.
+#[inline(always)]
+pub fn group_extreme<T: Element>(values: &[T]) -> f32 {
+    let (mut lowest, mut highest) = (0.0f32, 0.0f32);
+    for x in values.iter().map(|x| dynamic_input(x.to_f32())) {
+        lowest = lowest.min(x);
+        highest = highest.max(x);
+    }
+    if highest > -lowest {
+        highest
+    } else {
+        lowest
+    }
+}
+
+/// `extreme / -8` as BF16: the extreme lands on code -8, so all 16 levels are in use. Zero when that is zero or subnormal
+/// (groups below 2^-123): the reciprocal of a subnormal may overflow.
+#[inline(always)]
+pub fn group_scale(extreme: f32) -> bf16 {
+    let scale = bf16::from_f32(extreme * -0.125);
+    if scale.to_f32().abs() < f32::MIN_POSITIVE {
+        bf16::ZERO
+    } else {
+        scale
+    }
+}
+
+/// 1 / scale, from the BF16 that the receiver uses; zero for zero.
+#[inline(always)]
+pub fn reciprocal(scale: bf16) -> f32 {
+    if scale == bf16::ZERO {
+        0.0
+    } else {
+        1.0 / scale.to_f32()
+    }
+}
+
+/// Adds a row to `sum` (E). Refuses a scale whose levels are not all finite.
+#[inline]
+pub fn dynamic_decode_row(row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+    let (plane, scales) = row.split_at(plane_len(sum.len()));
+    let groups = plane.chunks(GROUP / 2).zip(sum.chunks_mut(GROUP));
+    for (i, (scale, (codes, sum))) in scales.as_chunks().0.iter().zip(groups).enumerate() {
+        dynamic_decode_group(received_scale(*scale, i)?, codes, sum);
+    }
+    Ok(())
+}
+
+/// `sum[j] += code j * scale`.
+#[inline]
+pub fn dynamic_decode_group(scale: f32, codes: &[u8], sum: &mut [f32]) {
+    for (byte, sum) in codes.iter().zip(sum.chunks_mut(2)) {
+        for (code, sum) in unpack(*byte).into_iter().zip(sum) {
+            *sum += f32::from(code) * scale;
+        }
+    }
+}
+
+/// The scale of group `group`, as a peer sent it.
+#[inline(always)]
+pub fn received_scale(bytes: [u8; 2], group: usize) -> Result<f32, BadWord> {
+    let bits = u16::from_le_bytes(bytes);
+    if bits & 0x7fff > DYNAMIC_MAX_SCALE {
+        let feature = group * GROUP;
+        return Err(BadWord { feature, bits });
+    }
+    Ok(bf16::from_bits(bits).to_f32())
+}

@@ -1,0 +1,422 @@
+//! What the file means: every value checked, every default filled in.
+
+use super::defaults;
+use super::error::ConfigError;
+use super::peer::{self, PeerAddr};
+use super::raw::{describe, Document, Section};
+use crate::manifest::Digest;
+use serde_yaml::Value;
+use sha2::{Digest as _, Sha256};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A configuration that holds together. Made by [`Plan::load`] and [`Plan::parse`] only.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The file it was read from; names it in later messages.
+    pub origin: PathBuf,
+    /// `None` when the file leaves the ranks to `tpq launch` or `RING_CONFIG`.
+    pub group: Option<Group>,
+    pub links: Links,
+    pub codec: CodecPlan,
+    pub exchange: ExchangePlan,
+    pub calibration: CalibrationPlan,
+}
+
+/// The ranks as the file lists them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Group {
+    /// Usually absent, so that one file serves all hosts and `TPQ_RANK` tells them apart.
+    pub rank: Option<usize>,
+    /// Index = rank, length = world size; 1 to [`defaults::MAX_WORLD_SIZE`], no duplicates.
+    pub peers: Vec<PeerAddr>,
+}
+
+/// How links between ranks behave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Links {
+    pub insecure: bool,
+    pub connect_timeout: Duration,
+    /// The longest wait inside one exchange.
+    pub timeout: Duration,
+    /// At most half of `timeout`.
+    pub heartbeat: Duration,
+    pub busy_poll: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CodecPlan {
+    /// Raw values: the lossless reference.
+    None,
+    /// Static int4 with BF16 outliers; the manifest's path is absolute or relative to the working directory.
+    Paper { manifest: PathBuf },
+    /// Groups of 32 with their own scale, no calibration.
+    Dynamic,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Algorithm {
+    Auto,
+    OneShot,
+    Lossless,
+}
+
+/// What happens to NaN or infinity in a partial sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Nonfinite {
+    /// The request fails.
+    Fail,
+    /// That exchange is repeated without compression, on all ranks.
+    Fallback,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExchangePlan {
+    pub algorithm: Algorithm,
+    pub nonfinite: Nonfinite,
+    /// Exchanges of fewer tokens stay lossless; 0: none do.
+    pub min_tokens: u64,
+    /// Exchanges of decode steps stay lossless.
+    pub prefill_only: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct CalibrationPlan {
+    pub sequences: u64,
+    /// Tokens of each sequence.
+    pub tokens: u64,
+    /// In (0, 1): the weight of the past.
+    pub ema: f64,
+    pub outliers: OutlierCount,
+    pub seed: u64,
+}
+
+/// How many features of a layer stay in BF16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutlierCount {
+    /// k = floor(E * fraction).
+    Fraction(Fraction),
+    Count(usize),
+}
+
+/// `numerator / denominator`, in `[0, 1)`. Kept exact: floor(4096 * 0.0156) is 63 where 4096/64 is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fraction {
+    pub numerator: u64,
+    pub denominator: u64,
+}
+
+impl Plan {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// An unreadable file, and all of [`Plan::parse`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read {
+            path: path.to_path_buf(),
+            source,
+        };
+        let mut text = String::new();
+        let file = std::fs::File::open(path).map_err(read)?;
+        file.take(defaults::MAX_FILE_BYTES + 1)
+            .read_to_string(&mut text)
+            .map_err(read)?;
+        if text.len() as u64 > defaults::MAX_FILE_BYTES {
+            let message = format!(
+                "larger than {} bytes: not a tpq configuration",
+                defaults::MAX_FILE_BYTES
+            );
+            return Err(read(std::io::Error::other(message)));
+        }
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a configuration. `origin` names it in messages, and relative paths in it are relative to the
+    /// folder of `origin`.
+    ///
+    /// # Errors
+    /// Text that is not YAML, unknown keys, and values that are out of range or do not fit together.
+    pub fn parse(text: &str, origin: &Path) -> Result<Self, ConfigError> {
+        let document = Document::new(origin, text);
+        let root = document.root(&["version", "group", "codec", "exchange", "calibration"])?;
+        check_version(&root)?;
+        let group = root.section(
+            "group",
+            &[
+                "rank",
+                "peers",
+                "insecure",
+                "connect_timeout_s",
+                "timeout_s",
+                "heartbeat_s",
+                "busy_poll_us",
+            ],
+        )?;
+        Ok(Self {
+            origin: origin.to_path_buf(),
+            links: links(&group)?,
+            group: ranks(&group)?,
+            codec: codec(&root.section("codec", &["kind", "manifest"])?, origin)?,
+            exchange: exchange(&root.section("exchange", &["algorithm", "nonfinite", "min_tokens", "prefill_only"])?)?,
+            calibration: calibration(
+                &root.section("calibration", &["sequences", "tokens", "ema", "outliers", "seed"])?,
+            )?,
+        })
+    }
+
+    /// SHA-256 over all that ranks must agree on besides the manifest's content: codec and exchange policy, not rank,
+    /// addresses, timeouts or calibration. Equal digests mean equal decisions.
+    pub fn policy_digest(&self) -> Digest {
+        let codec = match &self.codec {
+            CodecPlan::None => "none",
+            // Not the path: each host may keep its copy elsewhere, and the manifest has a digest of its own.
+            CodecPlan::Paper { .. } => "paper",
+            CodecPlan::Dynamic => "dynamic",
+        };
+        let algorithm = match self.exchange.algorithm {
+            Algorithm::Auto => "auto",
+            Algorithm::OneShot => "one_shot",
+            Algorithm::Lossless => "lossless",
+        };
+        let nonfinite = match self.exchange.nonfinite {
+            Nonfinite::Fail => "fail",
+            Nonfinite::Fallback => "fallback",
+        };
+        let ExchangePlan {
+            min_tokens,
+            prefill_only,
+            ..
+        } = self.exchange;
+        let canonical = format!(
+            "tpq policy 1\ncodec={codec}\nalgorithm={algorithm}\nnonfinite={nonfinite}\nmin_tokens={min_tokens}\n\
+             prefill_only={prefill_only}\n"
+        );
+        Digest(Sha256::digest(canonical.as_bytes()).into())
+    }
+}
+
+impl OutlierCount {
+    /// k for a layer of `features` features.
+    ///
+    /// # Errors
+    /// A fixed k that leaves no feature to quantize.
+    pub fn resolve(self, layer: &str, features: usize) -> Result<usize, ConfigError> {
+        match self {
+            Self::Fraction(fraction) => Ok(fraction.floor_of(features)),
+            Self::Count(k) if k < features || k == 0 => Ok(k),
+            Self::Count(k) => Err(ConfigError::TooManyOutliers {
+                layer: layer.to_owned(),
+                k,
+                features,
+            }),
+        }
+    }
+}
+
+impl Fraction {
+    /// floor(`features` * self), which is below `features` for every fraction below one.
+    pub fn floor_of(self, features: usize) -> usize {
+        let product = features as u128 * u128::from(self.numerator) / u128::from(self.denominator.max(1));
+        usize::try_from(product).unwrap_or(features)
+    }
+
+    fn parse(value: &Value) -> Option<Self> {
+        /// Six decimals are exact for 1/64 (0.015625) and every binary fraction above it.
+        const DECIMALS: u64 = 1_000_000;
+        let fraction = match value {
+            Value::String(text) => {
+                let (numerator, denominator) = text.split_once('/')?;
+                Self {
+                    numerator: numerator.trim().parse().ok()?,
+                    denominator: denominator.trim().parse().ok()?,
+                }
+            }
+            Value::Number(number) => {
+                let number = number.as_f64().filter(|number| (0.0..1.0).contains(number))?;
+                Self {
+                    numerator: (number * DECIMALS as f64).round() as u64,
+                    denominator: DECIMALS,
+                }
+            }
+            _ => return None,
+        };
+        (fraction.denominator > 0 && fraction.numerator < fraction.denominator).then_some(fraction)
+    }
+}
+
+fn check_version(root: &Section<'_>) -> Result<(), ConfigError> {
+    match root.get("version") {
+        None => Err(root.missing("version", "write `version: 1`, the format of this file")),
+        Some(value) if value.as_u64() == Some(1) => Ok(()),
+        Some(value) => Err(root.wrong("version", value, "1, the only format this version of tpq reads")),
+    }
+}
+
+fn links(group: &Section<'_>) -> Result<Links, ConfigError> {
+    let seconds = |key, limits, default: Duration| {
+        Ok::<_, ConfigError>(group.seconds(key, limits)?.map_or(default, Duration::from_secs_f64))
+    };
+    let timeout = seconds("timeout_s", defaults::TIMEOUT_LIMITS_S, defaults::TIMEOUT)?;
+    // A user who only shortens the timeout should not have to find out about the heartbeat.
+    let default_heartbeat = defaults::HEARTBEAT.min(timeout / 10);
+    let heartbeat = seconds("heartbeat_s", defaults::HEARTBEAT_LIMITS_S, default_heartbeat)?;
+    if heartbeat > timeout / 2 {
+        let expected = format!("at most half of `group.timeout_s`, which is {}", timeout.as_secs_f64());
+        return Err(group.wrong_text("heartbeat_s", &heartbeat.as_secs_f64().to_string(), &expected));
+    }
+    let busy_poll = group.integer("busy_poll_us", 0, defaults::BUSY_POLL_LIMIT_US)?;
+    Ok(Links {
+        insecure: group.boolean("insecure")?.unwrap_or(false),
+        connect_timeout: seconds(
+            "connect_timeout_s",
+            defaults::CONNECT_TIMEOUT_LIMITS_S,
+            defaults::CONNECT_TIMEOUT,
+        )?,
+        timeout,
+        heartbeat,
+        busy_poll: busy_poll.map_or(defaults::BUSY_POLL, Duration::from_micros),
+    })
+}
+
+fn ranks(group: &Section<'_>) -> Result<Option<Group>, ConfigError> {
+    let rank = group
+        .integer("rank", 0, defaults::MAX_WORLD_SIZE as u64 - 1)?
+        .map(|rank| rank as usize);
+    let items = match group.get("peers") {
+        Some(Value::Sequence(items)) if (1..=defaults::MAX_WORLD_SIZE).contains(&items.len()) => items,
+        Some(other) => {
+            let expected = format!(
+                "a list of 1 to {} addresses, one for each rank",
+                defaults::MAX_WORLD_SIZE
+            );
+            return Err(group.wrong("peers", other, &expected));
+        }
+        None if rank.is_some() => {
+            return Err(group.missing(
+                "peers",
+                "`group.rank` means nothing without the list of all ranks' addresses",
+            ))
+        }
+        None => return Ok(None),
+    };
+    let mut peers: Vec<PeerAddr> = Vec::with_capacity(items.len());
+    for (index, item) in items.iter().enumerate() {
+        let key = format!("peers[{index}]");
+        let peer: PeerAddr = item
+            .as_str()
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| group.wrong(&key, item, peer::EXPECTED))?;
+        if let Some(first) = peers.iter().position(|other| *other == peer) {
+            let expected = format!("an address of its own: rank {first} has the same");
+            return Err(group.wrong(&key, item, &expected));
+        }
+        peers.push(peer);
+    }
+    match rank {
+        Some(rank) if rank >= peers.len() => {
+            let expected = format!("below the world size {}, the length of `group.peers`", peers.len());
+            Err(group.wrong_text("rank", &rank.to_string(), &expected))
+        }
+        _ => Ok(Some(Group { rank, peers })),
+    }
+}
+
+fn codec(section: &Section<'_>, origin: &Path) -> Result<CodecPlan, ConfigError> {
+    #[derive(Clone, Copy)]
+    enum Kind {
+        None,
+        Paper,
+        Dynamic,
+    }
+    let kinds = [("none", Kind::None), ("paper", Kind::Paper), ("dynamic", Kind::Dynamic)];
+    // Read for every kind, so that a bad path is reported before someone switches back to `paper`.
+    let manifest = match section.get("manifest") {
+        None => None,
+        Some(Value::String(path)) if !path.is_empty() => Some(origin.parent().unwrap_or(Path::new("")).join(path)),
+        Some(other) => return Err(section.wrong("manifest", other, "the path of a manifest.yaml")),
+    };
+    let kind = section.choice("kind", &kinds)?.ok_or_else(|| {
+        section.missing(
+            "kind",
+            "choose none, paper (needs a manifest) or dynamic (needs nothing)",
+        )
+    })?;
+    match (kind, manifest) {
+        (Kind::None, _) => Ok(CodecPlan::None),
+        (Kind::Dynamic, _) => Ok(CodecPlan::Dynamic),
+        (Kind::Paper, Some(manifest)) => Ok(CodecPlan::Paper { manifest }),
+        (Kind::Paper, None) => Err(section.missing(
+            "manifest",
+            "`kind: paper` needs the ranges of your model. Make them with `tpq calibrate` and name its manifest.yaml \
+             here, or use `kind: dynamic`, which needs none",
+        )),
+    }
+}
+
+fn exchange(section: &Section<'_>) -> Result<ExchangePlan, ConfigError> {
+    let algorithms = [
+        ("auto", Algorithm::Auto),
+        ("one_shot", Algorithm::OneShot),
+        ("lossless", Algorithm::Lossless),
+    ];
+    let nonfinite = [("fail", Nonfinite::Fail), ("fallback", Nonfinite::Fallback)];
+    Ok(ExchangePlan {
+        algorithm: section.choice("algorithm", &algorithms)?.unwrap_or(Algorithm::Auto),
+        nonfinite: section.choice("nonfinite", &nonfinite)?.unwrap_or(Nonfinite::Fail),
+        min_tokens: section
+            .integer("min_tokens", 0, defaults::MIN_TOKENS_LIMIT)?
+            .unwrap_or(defaults::MIN_TOKENS),
+        prefill_only: section.boolean("prefill_only")?.unwrap_or(false),
+    })
+}
+
+fn calibration(section: &Section<'_>) -> Result<CalibrationPlan, ConfigError> {
+    let ema = match section.get("ema") {
+        None => defaults::CALIBRATION_EMA,
+        Some(value) => match value.as_f64().filter(|ema| *ema > 0.0 && *ema < 1.0) {
+            Some(ema) => ema,
+            None => return Err(section.wrong("ema", value, "a number above 0 and below 1, such as 0.99")),
+        },
+    };
+    let sequences = section.integer("sequences", 1, defaults::CALIBRATION_SEQUENCES_LIMIT)?;
+    let tokens = section.integer("tokens", 1, defaults::CALIBRATION_TOKENS_LIMIT)?;
+    Ok(CalibrationPlan {
+        sequences: sequences.unwrap_or(defaults::CALIBRATION_SEQUENCES),
+        tokens: tokens.unwrap_or(defaults::CALIBRATION_TOKENS),
+        ema,
+        outliers: outliers(section)?,
+        seed: section.integer("seed", 0, u64::MAX)?.unwrap_or(0),
+    })
+}
+
+fn outliers(calibration: &Section<'_>) -> Result<OutlierCount, ConfigError> {
+    let section = calibration.section("outliers", &["fraction", "k"])?;
+    let k = section.integer("k", 0, defaults::MAX_FEATURES as u64 - 1)?;
+    match (section.get("fraction"), k) {
+        (Some(fraction), Some(k)) => {
+            let both = format!("{k}, and `calibration.outliers.fraction` is {}", describe(fraction));
+            Err(section.wrong_text("k", &both, "one of the two"))
+        }
+        (None, Some(k)) => Ok(OutlierCount::Count(k as usize)),
+        (Some(value), None) => Fraction::parse(value).map(OutlierCount::Fraction).ok_or_else(|| {
+            section.wrong(
+                "fraction",
+                value,
+                "at least 0 and below 1, such as \"1/64\" or 0.015625",
+            )
+        }),
+        (None, None) => {
+            let (numerator, denominator) = defaults::OUTLIER_FRACTION;
+            Ok(OutlierCount::Fraction(Fraction { numerator, denominator }))
+        }
+    }
+}

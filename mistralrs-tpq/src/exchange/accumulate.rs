@@ -1,0 +1,83 @@
+//! Adding raw values in f32, and rounding a finished sum once to its dtype.
+
+use half::{bf16, f16};
+
+use crate::codec::{Dtype, Values, ValuesMut};
+
+/// Elements and dtype of an output.
+pub(super) fn describe(output: &ValuesMut<'_>) -> (usize, Dtype) {
+    match output {
+        ValuesMut::F32(v) => (v.len(), Dtype::F32),
+        ValuesMut::Bf16(v) => (v.len(), Dtype::Bf16),
+        ValuesMut::F16(v) => (v.len(), Dtype::F16),
+    }
+}
+
+/// Copies `input`; lengths and dtypes are checked. A different dtype cannot occur and copies nothing.
+pub(super) fn copy(input: Values<'_>, output: &mut ValuesMut<'_>) {
+    match (input, output) {
+        (Values::F32(from), ValuesMut::F32(to)) => to.copy_from_slice(from),
+        (Values::Bf16(from), ValuesMut::Bf16(to)) => to.copy_from_slice(from),
+        (Values::F16(from), ValuesMut::F16(to)) => to.copy_from_slice(from),
+        _ => debug_assert!(false, "dtypes were checked"),
+    }
+}
+
+/// Rounds `sum` to elements `start..` of `output`, to nearest even.
+pub(super) fn round(sum: &[f32], output: &mut ValuesMut<'_>, start: usize) {
+    let end = start + sum.len();
+    match output {
+        ValuesMut::F32(to) => to[start..end].copy_from_slice(sum),
+        ValuesMut::Bf16(to) => {
+            to[start..end]
+                .iter_mut()
+                .zip(sum)
+                .for_each(|(to, from)| *to = bf16::from_f32(*from));
+        }
+        ValuesMut::F16(to) => to[start..end]
+            .iter_mut()
+            .zip(sum)
+            .for_each(|(to, from)| *to = f16::from_f32(*from)),
+    }
+}
+
+/// Adds raw little-endian elements of `dtype`, `sum.len()` of them.
+pub(super) fn add_raw(bytes: &[u8], dtype: Dtype, sum: &mut [f32]) {
+    match dtype {
+        Dtype::F32 => add(bytes, sum, f32::from_le_bytes),
+        Dtype::Bf16 => add(bytes, sum, |b| bf16::from_le_bytes(b).to_f32()),
+        Dtype::F16 => add(bytes, sum, |b| f16::from_le_bytes(b).to_f32()),
+    }
+}
+
+fn add<const N: usize>(bytes: &[u8], sum: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+    // Received payloads start at any byte, so elements are read as bytes and not by a cast.
+    for (sum, bytes) in sum.iter_mut().zip(bytes.as_chunks::<N>().0) {
+        *sum += value(*bytes);
+    }
+}
+
+/// NaN or infinite elements.
+pub(super) fn count_nonfinite(values: Values<'_>) -> u64 {
+    match values {
+        Values::F32(v) => v.iter().map(|x| u64::from(!x.is_finite())).sum(),
+        Values::Bf16(v) => v.iter().map(|x| u64::from(x.to_bits() & 0x7F80 == 0x7F80)).sum(),
+        Values::F16(v) => v.iter().map(|x| u64::from(x.to_bits() & 0x7C00 == 0x7C00)).sum(),
+    }
+}
+
+pub(super) fn as_bytes(values: Values<'_>) -> &[u8] {
+    match values {
+        Values::F32(v) => bytemuck::cast_slice(v),
+        Values::Bf16(v) => bytemuck::cast_slice(v),
+        Values::F16(v) => bytemuck::cast_slice(v),
+    }
+}
+
+pub(super) fn as_bytes_mut<'a>(values: &'a mut ValuesMut<'_>) -> &'a mut [u8] {
+    match values {
+        ValuesMut::F32(v) => bytemuck::cast_slice_mut(v),
+        ValuesMut::Bf16(v) => bytemuck::cast_slice_mut(v),
+        ValuesMut::F16(v) => bytemuck::cast_slice_mut(v),
+    }
+}

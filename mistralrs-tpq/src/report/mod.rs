@@ -1,0 +1,6 @@
+//! What commands print: aligned tables for people and SVG plots. JSON needs no module: every report type serializes.
+
+pub mod plot;
+mod table;
+
+pub use table::{Align, Table};

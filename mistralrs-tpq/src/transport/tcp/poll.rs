@@ -1,0 +1,191 @@
+//! The hot path: one transfer over the mesh, in the calling thread, without allocating.
+//!
+//! Each pass tries every unfinished write and read once. A pass that moves nothing is repeated for `busy_poll` (a
+//! decode step answers within microseconds, a sleeping thread takes tens of them to wake), then the thread sleeps in
+//! poll(2).
+
+use std::time::{Duration, Instant};
+
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+
+use super::link::Link;
+use super::state::MeshState;
+use crate::transport::{Arrival, RecvOp, Rejected, SendOp, TransportError, MAX_RANKS};
+
+type OnProgress<'a> = dyn FnMut(Arrival<'_>) -> Result<(), Rejected> + 'a;
+
+/// See [`Transport::transfer`](crate::transport::Transport::transfer); `sends` and `recvs` are checked.
+pub(super) fn transfer(
+    mesh: &MeshState,
+    sends: &[SendOp<'_>],
+    recvs: &mut [RecvOp<'_>],
+    deadline: Duration,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<(), TransportError> {
+    let mut sent = [0_usize; MAX_RANKS];
+    let mut received = [0_usize; MAX_RANKS];
+    let mut last_move = Instant::now();
+    loop {
+        let mut moved = false;
+        let mut open = false;
+        for (op, at) in sends.iter().zip(&mut sent) {
+            moved |= push(mesh, op, at, last_move)?;
+            open |= *at < send_len(op);
+        }
+        for (op, at) in recvs.iter_mut().zip(&mut received) {
+            moved |= pull(mesh, op, at, last_move, on_progress)?;
+            open |= *at < recv_len(op);
+        }
+        if !open {
+            return Ok(());
+        }
+        if moved {
+            last_move = Instant::now();
+            continue;
+        }
+        // Only now: bytes that arrived before a peer left still count.
+        if let Some(error) = mesh.error() {
+            return Err(error);
+        }
+        let idle = last_move.elapsed();
+        if idle >= deadline {
+            return Err(mesh.fail(timeout(sends, &sent, recvs, &received, idle)));
+        }
+        if idle < mesh.busy_poll {
+            // Yielding and not spinning: with more ranks than cores the peer may need this very core to answer.
+            std::thread::yield_now();
+        } else {
+            sleep(mesh, sends, &sent, recvs, &received, deadline - idle)?;
+        }
+    }
+}
+
+fn push(mesh: &MeshState, op: &SendOp<'_>, at: &mut usize, since: Instant) -> Result<bool, TransportError> {
+    let [first, second] = op.parts;
+    if *at >= first.len() + second.len() {
+        return Ok(false);
+    }
+    let rest = [
+        &first[(*at).min(first.len())..],
+        &second[at.saturating_sub(first.len())..],
+    ];
+    let written = link(mesh, op.to)?
+        .write(rest)
+        .map_err(|e| mesh.lost(op.to, since, &e))?;
+    *at += written.unwrap_or(0);
+    Ok(written.is_some())
+}
+
+fn pull(
+    mesh: &MeshState,
+    op: &mut RecvOp<'_>,
+    at: &mut usize,
+    since: Instant,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<bool, TransportError> {
+    let (head, total) = (op.header.len(), recv_len(op));
+    if *at >= total {
+        return Ok(false);
+    }
+    let before = *at;
+    let first = &mut op.header[before.min(head)..];
+    let second = &mut op.payload[before.saturating_sub(head)..];
+    let read = link(mesh, op.from)?
+        .read(first, second)
+        .map_err(|e| mesh.lost(op.from, since, &e))?;
+    let Some(read) = read else { return Ok(false) };
+    *at += read;
+    let mut tell = |arrival: Arrival<'_>| {
+        on_progress(arrival).map_err(|Rejected(reason)| mesh.fail(TransportError::Rejected { rank: op.from, reason }))
+    };
+    if before < head && *at >= head {
+        tell(Arrival::Header {
+            from: op.from,
+            header: op.header,
+        })?;
+    }
+    if *at > head {
+        tell(Arrival::Payload {
+            from: op.from,
+            bytes: &op.payload[..*at - head],
+            complete: *at == total,
+        })?;
+    }
+    Ok(true)
+}
+
+/// Sleeps until something unfinished can move, the mesh fails, or `patience` is over.
+fn sleep(
+    mesh: &MeshState,
+    sends: &[SendOp<'_>],
+    sent: &[usize],
+    recvs: &[RecvOp<'_>],
+    received: &[usize],
+    patience: Duration,
+) -> Result<(), TransportError> {
+    let bell = mesh.data_bell.as_fd();
+    let mut fds: [PollFd<'_>; 2 * MAX_RANKS + 1] = std::array::from_fn(|_| PollFd::new(bell, PollFlags::POLLIN));
+    let mut count = 1;
+    for (op, _) in recvs.iter().zip(received).filter(|(op, at)| **at < recv_len(op)) {
+        fds[count] = PollFd::new(link(mesh, op.from)?.as_fd(), PollFlags::POLLIN);
+        count += 1;
+    }
+    for (op, _) in sends.iter().zip(sent).filter(|(op, at)| **at < send_len(op)) {
+        fds[count] = PollFd::new(link(mesh, op.to)?.as_fd(), PollFlags::POLLOUT);
+        count += 1;
+    }
+    wait(&mut fds[..count], patience).map_err(|e| mesh.fail(TransportError::System { reason: e.to_string() }))
+}
+
+/// poll(2) for at most `patience` and at most a second: callers loop around it and look at the clock themselves.
+pub(super) fn wait(fds: &mut [PollFd<'_>], patience: Duration) -> Result<(), Errno> {
+    let millis = patience.as_micros().div_ceil(1000).min(1000) as u16;
+    match poll(fds, PollTimeout::from(millis)) {
+        Ok(_) | Err(Errno::EINTR | Errno::EAGAIN) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn timeout(
+    sends: &[SendOp<'_>],
+    sent: &[usize],
+    recvs: &[RecvOp<'_>],
+    received: &[usize],
+    waited: Duration,
+) -> TransportError {
+    let silent = recvs
+        .iter()
+        .zip(received)
+        .filter(|(op, at)| **at < recv_len(op))
+        .map(|(op, _)| op.from);
+    let mut ranks: Vec<usize> = silent.collect();
+    let sending = ranks.is_empty();
+    if sending {
+        ranks.extend(
+            sends
+                .iter()
+                .zip(sent)
+                .filter(|(op, at)| **at < send_len(op))
+                .map(|(op, _)| op.to),
+        );
+    }
+    TransportError::Timeout { ranks, sending, waited }
+}
+
+fn link(mesh: &MeshState, rank: usize) -> Result<&Link, TransportError> {
+    mesh.data[rank].as_ref().ok_or(TransportError::ApiMisuse {
+        what: "no connection to this rank",
+        rank,
+    })
+}
+
+const fn send_len(op: &SendOp<'_>) -> usize {
+    op.parts[0].len() + op.parts[1].len()
+}
+
+const fn recv_len(op: &RecvOp<'_>) -> usize {
+    op.header.len() + op.payload.len()
+}

@@ -1,0 +1,501 @@
+//! Manifests on disk: round trips, edits by hand, and every kind of damage.
+
+use mistralrs_tpq::codec::Dtype;
+use mistralrs_tpq::manifest::{Digest, Expected, Header, Layer, Manifest, ManifestError};
+use proptest::prelude::*;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+fn header() -> Header {
+    Header {
+        model: Digest([1; 32]),
+        dtype: Dtype::Bf16,
+        world_size: 2,
+        corpus: Digest([2; 32]),
+        sequences: 256,
+        tokens: 128,
+        ema: 0.99,
+    }
+}
+
+fn layer(name: &str) -> Layer {
+    let ranges = (0..16).map(|i| i as f32 * 0.25 + 0.125).collect();
+    Layer::new(name, 8, vec![3, 7], ranges, 17.6).unwrap()
+}
+
+fn manifest() -> Manifest {
+    let layers = vec![
+        layer("model.layers.0.self_attn.o_proj"),
+        layer("model.layers.0.mlp.down_proj"),
+    ];
+    Manifest::new(header(), layers).unwrap()
+}
+
+struct OnDisk {
+    folder: tempfile::TempDir,
+}
+
+impl OnDisk {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        manifest().write(folder.path()).unwrap();
+        Self { folder }
+    }
+
+    fn yaml(&self) -> PathBuf {
+        self.folder.path().join("manifest.yaml")
+    }
+
+    fn scales(&self) -> PathBuf {
+        self.folder.path().join("scales.safetensors")
+    }
+
+    fn edit(&self, from: &str, to: &str) -> &Self {
+        let text = std::fs::read_to_string(self.yaml()).unwrap();
+        assert!(text.contains(from), "{from} in {text}");
+        std::fs::write(self.yaml(), text.replacen(from, to, 1)).unwrap();
+        self
+    }
+
+    /// Replaces the scales, with a digest in the YAML that matches.
+    fn forge(&self, bytes: &[u8]) -> &Self {
+        let old = Digest::of(&std::fs::read(self.scales()).unwrap());
+        std::fs::write(self.scales(), bytes).unwrap();
+        self.edit(&old.to_string(), &Digest::of(bytes).to_string())
+    }
+
+    fn load(&self) -> Result<Manifest, ManifestError> {
+        Manifest::load(&self.yaml())
+    }
+
+    fn error(&self) -> String {
+        self.load().unwrap_err().to_string()
+    }
+}
+
+fn safetensors(tensors: &[(&str, safetensors::Dtype, &[usize], &[u8])]) -> Vec<u8> {
+    let views = tensors.iter().map(|(name, dtype, shape, data)| {
+        (
+            *name,
+            safetensors::tensor::TensorView::new(*dtype, shape.to_vec(), data).unwrap(),
+        )
+    });
+    safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()
+}
+
+const O_PROJ: &str = "model.layers.0.self_attn.o_proj";
+const DOWN: &str = "model.layers.0.mlp.down_proj";
+
+#[test]
+fn a_written_manifest_loads_to_the_same_and_leaves_no_other_file() {
+    let disk = OnDisk::new();
+    assert_eq!(disk.load().unwrap(), manifest());
+    assert_eq!(disk.load().unwrap().digest(), manifest().digest());
+    assert_eq!(std::fs::read_dir(disk.folder.path()).unwrap().count(), 2);
+    // Writing again over an older manifest replaces both files.
+    let one = Manifest::new(header(), vec![layer("x")]).unwrap();
+    one.write(disk.folder.path()).unwrap();
+    assert_eq!(disk.load().unwrap(), one);
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named_and_nothing_is_left_behind() {
+    let disk = OnDisk::new();
+    let blocked = disk.yaml().join("sub");
+    let message = manifest().write(&blocked).unwrap_err().to_string();
+    assert!(
+        message.starts_with(&format!("cannot write {}", blocked.display())),
+        "{message}"
+    );
+    assert_eq!(std::fs::read_dir(disk.folder.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn an_edited_outlier_list_loads_and_changes_the_digest() {
+    let disk = OnDisk::new();
+    let before = disk.load().unwrap();
+    let after = disk.edit("outliers: [3, 7]", "outliers: [0, 3, 5]").load().unwrap();
+    assert_eq!(after.layer(O_PROJ).unwrap().outliers(), [0, 3, 5]);
+    assert_eq!(after.layer(DOWN).unwrap().outliers(), [3, 7]);
+    assert_ne!(after.digest(), before.digest());
+    assert_eq!(after.scales_digest(), before.scales_digest());
+    let emptied = disk.edit("outliers: [0, 3, 5]", "outliers: []").load().unwrap();
+    assert!(emptied.layer(O_PROJ).unwrap().outliers().is_empty());
+}
+
+#[test]
+fn comments_and_spacing_do_not_change_the_digest() {
+    let disk = OnDisk::new();
+    disk.edit("[3, 7]", "\n  - 3   # the loud one\n  - 7");
+    assert_eq!(disk.load().unwrap().digest(), manifest().digest());
+}
+
+#[test]
+fn a_copy_keeps_its_digest_even_after_being_written_again() {
+    let disk = OnDisk::new();
+    let again = tempfile::tempdir().unwrap();
+    let path = disk.load().unwrap().write(again.path()).unwrap();
+    assert_eq!(Manifest::load(&path).unwrap().digest(), manifest().digest());
+    assert_eq!(std::fs::read(path).unwrap(), std::fs::read(disk.yaml()).unwrap());
+}
+
+#[test]
+fn truncated_or_altered_scales_state_both_digests() {
+    let disk = OnDisk::new();
+    let bytes = std::fs::read(disk.scales()).unwrap();
+    let expected = Digest::of(&bytes);
+    let mut altered = bytes.clone();
+    *altered.last_mut().unwrap() ^= 1;
+    for damaged in [&bytes[..bytes.len() - 1], &bytes[..4], &[], &altered] {
+        std::fs::write(disk.scales(), damaged).unwrap();
+        let message = disk.error();
+        assert!(message.starts_with(&disk.scales().display().to_string()), "{message}");
+        let got = Digest::of(damaged);
+        assert!(
+            message.contains(&format!(
+                "SHA-256 {got} ({} bytes), the manifest expects {expected}",
+                damaged.len()
+            )),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn missing_files_are_named_with_the_command_that_makes_them() {
+    let disk = OnDisk::new();
+    std::fs::remove_file(disk.scales()).unwrap();
+    let message = disk.error();
+    assert!(
+        message.starts_with(&format!("cannot read {}", disk.scales().display())) && message.contains("`tpq calibrate`"),
+        "{message}"
+    );
+    std::fs::remove_file(disk.yaml()).unwrap();
+    assert!(disk
+        .error()
+        .starts_with(&format!("cannot read {}", disk.yaml().display())));
+}
+
+#[test]
+fn scales_larger_than_the_layers_allow_are_not_read() {
+    let disk = OnDisk::new();
+    std::fs::File::create(disk.scales()).unwrap().set_len(1 << 40).unwrap();
+    let message = disk.error();
+    assert!(
+        message.contains(&format!("{} bytes, expected at most", 1u64 << 40)),
+        "{message}"
+    );
+}
+
+#[test]
+fn scales_that_do_not_fit_the_layers_are_refused() {
+    use safetensors::Dtype::{BF16, F32};
+    let good = [0u8; 64];
+    let nan = [f32::NAN.to_le_bytes(); 16].concat();
+    let negative = [(-1f32).to_le_bytes(); 16].concat();
+    for (bytes, expected) in [
+        (b"not tensors".to_vec(), "not a safetensors file"),
+        ([u64::MAX.to_le_bytes(), [b'{'; 8]].concat(), "not a safetensors file"),
+        (
+            safetensors(&[(O_PROJ, F32, &[2, 8], &good)]),
+            "no scales for layer model.layers.0.mlp.down_proj",
+        ),
+        (
+            safetensors(&[
+                (O_PROJ, F32, &[2, 8], &good),
+                (DOWN, F32, &[2, 8], &good),
+                ("extra", F32, &[2, 8], &good),
+            ]),
+            "scales for extra, which the manifest does not list",
+        ),
+        (
+            safetensors(&[(O_PROJ, F32, &[2, 8], &good), (DOWN, F32, &[4, 4], &good)]),
+            "layer model.layers.0.mlp.down_proj has ranges of shape [4, 4], expected [2, 8]",
+        ),
+        (
+            safetensors(&[(O_PROJ, F32, &[2, 8], &good), (DOWN, BF16, &[2, 16], &good)]),
+            "scales of layer model.layers.0.mlp.down_proj have dtype BF16, expected F32",
+        ),
+        (
+            safetensors(&[(O_PROJ, F32, &[2, 8], &good), (DOWN, F32, &[2, 8], &nan)]),
+            "layer model.layers.0.mlp.down_proj, rank 0, feature 0 has range NaN",
+        ),
+        (
+            safetensors(&[(O_PROJ, F32, &[2, 8], &good), (DOWN, F32, &[2, 8], &negative)]),
+            "has range -1, expected a finite number that is not negative",
+        ),
+    ] {
+        let message = OnDisk::new().forge(&bytes).error();
+        assert!(message.contains(expected), "{message}\n{expected}");
+    }
+}
+
+#[test]
+fn impossible_edits_are_refused_with_layer_and_index() {
+    let huge = format!("features: {}", 1u64 << 40);
+    for (from, to, expected) in [
+        (
+            "[3, 7]",
+            "[7, 3]",
+            "layer model.layers.0.self_attn.o_proj: outlier 3 follows 7, expected indices in ascending order",
+        ),
+        (
+            "[3, 7]",
+            "[3, 3]",
+            "layer model.layers.0.self_attn.o_proj: outlier 3 is listed twice",
+        ),
+        (
+            "[3, 7]",
+            "[3, 8]",
+            "layer model.layers.0.self_attn.o_proj: outlier 8 does not exist, expected indices below 8",
+        ),
+        ("[3, 7]", "[99999999999]", "outlier 99999999999 does not exist"),
+        ("[3, 7]", "[-1]", "layers[0].outliers[0]: invalid type: integer `-1`"),
+        (
+            "features: 8",
+            "features: 0",
+            "`features of layer model.layers.0.self_attn.o_proj` is 0, expected 1 to 1048576",
+        ),
+        ("features: 8", &huge, "is 1099511627776, expected 1 to 1048576"),
+        (
+            "features: 8",
+            "features: 9",
+            "has ranges of shape [2, 8], expected [2, 9]",
+        ),
+        ("world_size: 2", "world_size: 0", "`world_size` is 0, expected 1 to 64"),
+        (
+            "world_size: 2",
+            "world_size: 65",
+            "`world_size` is 65, expected 1 to 64",
+        ),
+        (
+            "world_size: 2",
+            "world_size: 4",
+            "has ranges of shape [2, 8], expected [4, 8]",
+        ),
+        (
+            "dtype: bf16",
+            "dtype: int4",
+            "`dtype` is `int4`, expected f32, bf16 or f16",
+        ),
+        ("ema: 0.99", "ema: 1.5", "`calibration.ema` is 1.5"),
+        ("format: 1", "format: 2", "`format` is 2, expected 1"),
+        (
+            "file: scales.safetensors",
+            "file: ../../etc/passwd",
+            "`scales.file` is `../../etc/passwd`, expected scales.safetensors",
+        ),
+        ("sha256: \"", "sha256: \"0", "`scales.sha256` is"),
+        (
+            "expected_sqnr_db: 17.6",
+            "expected_sqnr_db: .nan",
+            "`summary.expected_sqnr_db of layer model.layers.0.self_attn.o_proj` is NaN",
+        ),
+        ("dtype: bf16", "dtype: bf16\nextra: 1", "unknown field `extra`"),
+        ("self_attn.o_proj", "mlp.down_proj", "is listed twice"),
+        (
+            "model.layers.0.mlp.down_proj",
+            "model.layers.0.mlp",
+            "no scales for layer model.layers.0.mlp,",
+        ),
+        (
+            "model.layers.0.mlp.down_proj",
+            "a\\nb",
+            "`layers.name` is `a\\nb`, expected 1 to 256 letters",
+        ),
+        ("layers:", "layers: []\nother:", "unknown field `other`"),
+    ] {
+        let disk = OnDisk::new();
+        let message = disk.edit(from, to).error();
+        assert!(message.contains(expected), "{to}\n{message}\n{expected}");
+        assert!(
+            message.starts_with(&disk.folder.path().display().to_string()),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn an_error_keeps_its_type_as_the_source() {
+    let error = OnDisk::new().edit("[3, 7]", "[3, 3]").load().unwrap_err();
+    let source = error
+        .source()
+        .and_then(|source| source.downcast_ref::<Box<ManifestError>>())
+        .map(AsRef::as_ref);
+    assert!(
+        matches!(source, Some(ManifestError::OutlierDuplicate { index: 3, .. })),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn a_manifest_for_another_model_dtype_or_world_size_names_field_both_values_and_remedy() {
+    let manifest = manifest();
+    let good = Expected {
+        fingerprint: Digest([1; 32]),
+        dtype: Dtype::Bf16,
+        world_size: 2,
+    };
+    manifest.check_matches(&good).unwrap();
+    let message = |expected: Expected| manifest.check_matches(&expected).unwrap_err().to_string();
+    let model = message(Expected {
+        fingerprint: Digest([9; 32]),
+        ..good
+    });
+    assert!(
+        model.contains("another model fingerprint")
+            && model.contains(&"01".repeat(32))
+            && model.contains(&"09".repeat(32)),
+        "{model}"
+    );
+    assert!(model.contains("`tpq calibrate`"));
+    let dtype = message(Expected {
+        dtype: Dtype::F32,
+        ..good
+    });
+    assert!(
+        dtype.contains("another dtype: it has bf16, the running model has f32"),
+        "{dtype}"
+    );
+    let size = message(Expected { world_size: 4, ..good });
+    assert!(
+        size.contains("another world size: it has 2, the running model has 4; ") && size.contains("calibrate again"),
+        "{size}"
+    );
+}
+
+#[test]
+fn a_layer_the_model_has_and_the_manifest_lacks_names_the_nearest() {
+    let manifest = manifest();
+    assert!(manifest.require(DOWN, 8).is_ok());
+    let missing = manifest.require("model.layers.0.mlp.down", 8).unwrap_err().to_string();
+    assert_eq!(
+        missing,
+        "the manifest has no layer model.layers.0.mlp.down; nearest: model.layers.0.mlp.down_proj"
+    );
+    let width = manifest.require(DOWN, 16).unwrap_err().to_string();
+    assert!(
+        width.contains("has ranges of shape [2, 8], expected [2, 16]"),
+        "{width}"
+    );
+}
+
+#[test]
+fn a_manifest_cannot_be_made_from_parts_that_do_not_fit() {
+    let make = |header, layers| Manifest::new(header, layers).unwrap_err().to_string();
+    assert!(make(header(), vec![]).contains("`layers` is 0"));
+    assert!(make(
+        Header {
+            world_size: 4,
+            ..header()
+        },
+        vec![layer("a")]
+    )
+    .contains("[2, 8], expected [4, 8]"));
+    assert!(make(
+        Header {
+            ema: f64::NAN,
+            ..header()
+        },
+        vec![layer("a")]
+    )
+    .contains("`calibration.ema` is NaN"));
+    assert!(make(header(), vec![layer("a"), layer("a")]).contains("layer a is listed twice"));
+    let bad = |name: &str, ranges: Vec<f32>| Layer::new(name, 2, vec![], ranges, 0.0).unwrap_err().to_string();
+    assert!(bad("a", vec![1.0; 3]).contains("shape [3]"));
+    assert!(bad("a", vec![]).contains("shape [0]"));
+    assert!(bad("a", vec![1.0, f32::INFINITY]).contains("rank 0, feature 1 has range inf"));
+    assert!(bad("", vec![1.0; 2]).contains("`layers.name`"));
+}
+
+#[test]
+fn the_summary_describes_the_mean_over_ranks() {
+    let layer = Layer::new(
+        "a",
+        4,
+        vec![3],
+        vec![0.0, 1.0, 2.0, 10.0, 0.0, 3.0, 2.0, 30.0],
+        f32::INFINITY,
+    )
+    .unwrap();
+    let summary = layer.summary();
+    assert_eq!(
+        (summary.min, summary.median, summary.max, summary.spread),
+        (0.0, 2.0, 20.0, 10.0)
+    );
+    assert_eq!(summary.expected_sqnr_db, 200.0);
+    assert_eq!(layer.bits_per_value(), 4.0 + 12.0 / 4.0);
+    let zeros = Layer::new("a", 2, vec![], vec![0.0; 2], 0.0).unwrap().summary();
+    assert_eq!((zeros.max, zeros.spread), (0.0, 1.0));
+}
+
+fn any_layer(world_size: usize) -> impl Strategy<Value = (usize, Vec<u32>, Vec<f32>, f32)> {
+    (1usize..40).prop_flat_map(move |features| {
+        let outliers = prop::collection::btree_set(0..features as u32, 0..features.min(9));
+        let range = prop_oneof![
+            Just(0.0f32),
+            0f32..100.0,
+            0f32..=f32::MAX,
+            Just(f32::MIN_POSITIVE / 8.0)
+        ];
+        let ranges = prop::collection::vec(range, world_size * features);
+        (
+            Just(features),
+            outliers.prop_map(|set| set.into_iter().collect()),
+            ranges,
+            -250f32..250.0,
+        )
+    })
+}
+
+prop_compose! {
+    fn any_manifest()(world_size in 1usize..5)(
+        world_size in Just(world_size),
+        layers in prop::collection::vec(any_layer(world_size), 1..6),
+        (model, corpus) in (any::<[u8; 32]>(), any::<[u8; 32]>()),
+        (sequences, tokens) in any::<(u64, u64)>(),
+        ema in 1e-9f64..1.0,
+        dtype in prop_oneof![Just(Dtype::F32), Just(Dtype::Bf16), Just(Dtype::F16)],
+    ) -> Manifest {
+        let layers = layers
+            .into_iter()
+            .enumerate()
+            .map(|(i, (features, outliers, ranges, sqnr))| Layer::new(&format!("model.layers.{i}.x"), features, outliers, ranges, sqnr).unwrap())
+            .collect();
+        let header = Header { model: Digest(model), dtype, world_size, corpus: Digest(corpus), sequences, tokens, ema };
+        Manifest::new(header, layers).unwrap()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_manifest_survives_the_disk_bit_for_bit(manifest in any_manifest()) {
+        let folder = tempfile::tempdir().unwrap();
+        let loaded = Manifest::load(&manifest.write(folder.path()).unwrap()).unwrap();
+        prop_assert_eq!(loaded.digest(), manifest.digest());
+        prop_assert_eq!(loaded, manifest);
+    }
+
+    #[test]
+    fn damaged_files_never_panic(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<bool>(), yaml in any::<bool>()) {
+        let disk = OnDisk::new();
+        let path = if yaml { disk.yaml() } else { disk.scales() };
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = at.index(bytes.len());
+        if cut { bytes.truncate(at) } else { bytes[at] = byte }
+        if yaml {
+            std::fs::write(&path, &bytes).unwrap();
+        } else {
+            // Past the digest check, into the parser.
+            disk.forge(&bytes);
+        }
+        let _ = Manifest::load(&disk.yaml());
+    }
+}
+
+#[test]
+fn a_name_alone_is_a_path_too() {
+    assert!(Manifest::load(Path::new("no-such-manifest.yaml")).is_err());
+}

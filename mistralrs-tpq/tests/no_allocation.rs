@@ -1,0 +1,82 @@
+//! An exchange of a shape that was seen before allocates nothing, in the exchange and in the TCP transport.
+#![allow(unsafe_code)]
+
+#[path = "collective/coarse.rs"]
+#[allow(dead_code)]
+mod coarse;
+#[path = "collective/group.rs"]
+#[allow(dead_code)]
+mod group;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Barrier;
+use std::time::Duration;
+
+use mistralrs_tpq::codec::{Values, ValuesMut};
+use mistralrs_tpq::exchange::{Algorithm, Communicator, ExchangeConfig, Site};
+
+use group::{on_all, tcp_group};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's contract is the system allocator's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+#[test]
+fn exchanges_of_known_shapes_do_not_allocate() {
+    for algorithm in [Algorithm::OneShot, Algorithm::Lossless] {
+        let ready = Barrier::new(3);
+        on_all(
+            tcp_group(3, |config| config.heartbeat = Duration::from_secs(3600)),
+            |_, transport| {
+                let communicator = Communicator::new(
+                    transport,
+                    ExchangeConfig {
+                        algorithm,
+                        ..ExchangeConfig::default()
+                    },
+                );
+                let (site, codec) = (
+                    Site {
+                        id: 0,
+                        name: "layer".into(),
+                    },
+                    coarse::coarse(4096),
+                );
+                let input = vec![1.0; 8 * 4096];
+                let mut output = input.clone();
+                let mut reduce = |tokens: usize| {
+                    let len = tokens * 4096;
+                    let (input, output) = (Values::F32(&input[..len]), ValuesMut::F32(&mut output[..len]));
+                    communicator.all_reduce(&site, &codec, input, output).unwrap();
+                };
+                (0..20).for_each(|i| reduce([8, 1][i % 2]));
+                ready.wait();
+                let before = ALLOCATIONS.load(Ordering::Relaxed);
+                ready.wait();
+                (0..200).for_each(|i| reduce([8, 1][i % 2]));
+                ready.wait();
+                let after = ALLOCATIONS.load(Ordering::Relaxed);
+                ready.wait();
+                assert_eq!(after - before, 0, "{algorithm:?}");
+            },
+        );
+    }
+}

@@ -1,0 +1,329 @@
+//! `cargo xtask demo`: what a user would do, start to end, on local ranks and a model that is in the repository.
+
+pub mod corpus;
+pub mod http;
+pub mod process;
+pub mod report;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{ensure, Context, Result};
+use serde_json::Value;
+
+use crate::args::DemoArgs;
+use crate::setup;
+use crate::steps::Steps;
+use crate::workspace::Workspace;
+use corpus::Corpus;
+use http::{Client, Reply};
+use process::Running;
+use report::{Evaluation, Report};
+
+/// The demo models complete Rust documentation; they have no chat template.
+const PROMPT: &str = "/// Returns the number of";
+const REPLY_TOKENS: u32 = 48;
+/// 4,096 tokens: the ranges of the demo model hold still after about half of them, and two cores take seconds.
+const CALIBRATION_SEQUENCES: u32 = 32;
+const CALIBRATION_TOKENS: u32 = 128;
+const EVALUATION_TOKENS: u32 = 2048;
+
+const COMMAND_LIMIT: Duration = Duration::from_secs(600);
+const START_LIMIT: Duration = Duration::from_secs(180);
+const REPLY_LIMIT: Duration = Duration::from_secs(120);
+
+/// # Errors
+/// The first step that failed, or what is off in the figures.
+pub fn run(workspace: &Workspace, options: &DemoArgs) -> Result<ExitCode> {
+    let mut scratch = Scratch::new(workspace, options.keep.as_deref())?;
+    let result = Demo::run(workspace, options, &scratch.path);
+    if result.is_err() {
+        scratch.keep_for_inspection();
+    }
+    let report = result?;
+    if options.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        println!("\n{}", report.table(PROMPT));
+    }
+    report.verify()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Demo<'a> {
+    workspace: &'a Workspace,
+    options: &'a DemoArgs,
+    folder: &'a Path,
+    binaries: Binaries,
+    model: PathBuf,
+    config: PathBuf,
+}
+
+impl<'a> Demo<'a> {
+    fn run(workspace: &'a Workspace, options: &'a DemoArgs, folder: &'a Path) -> Result<Report> {
+        let mut steps = Steps::new(6);
+        steps.loud("engine", || Ok(((), setup::ensure(workspace)?)))?;
+        let binaries = steps.loud("build tpq and mistralrs-server", || {
+            Ok((Binaries::build(workspace)?, "built"))
+        })?;
+        process::adopt_orphans();
+        let demo = Self {
+            workspace,
+            options,
+            folder,
+            binaries,
+            model: demo_model(workspace)?,
+            config: folder.join("tpq.yaml"),
+        };
+        let (calibration, held_out) = steps.quiet("text of this project", || {
+            let corpus = Corpus::collect(workspace.root())?;
+            let (a, b) = (&corpus.calibration, &corpus.held_out);
+            let detail = format!(
+                "{} kB in {} files to calibrate, {} kB in {} files held out",
+                a.text.len() / 1000,
+                a.files,
+                b.text.len() / 1000,
+                b.files
+            );
+            Ok((corpus.write(folder)?, detail))
+        })?;
+        let ranks = options.ranks;
+        steps.quiet(&format!("calibrate {} on {ranks} ranks", options.codec), || {
+            demo.calibrate(&calibration)
+        })?;
+        let evaluation = steps.quiet("perplexity of held-out text", || demo.evaluate(&held_out))?;
+        let reply = steps.quiet(&format!("serve on {ranks} ranks, stream a completion"), || demo.serve())?;
+        Ok(Report::new(
+            ranks,
+            &options.codec,
+            evaluation,
+            reply.text,
+            steps.elapsed().as_secs_f64(),
+        ))
+    }
+
+    fn calibrate(&self, corpus: &Path) -> Result<((), String)> {
+        fs::write(&self.config, config(&self.options.codec, None))?;
+        let manifest = self.folder.join("manifest");
+        let mut tpq = self.tpq("calibrate");
+        tpq.arg("--model")
+            .arg(&self.model)
+            .arg("--corpus")
+            .arg(corpus)
+            .arg("--out")
+            .arg(&manifest);
+        tpq.args(["--sequences", &CALIBRATION_SEQUENCES.to_string()]);
+        tpq.args(["--tokens", &CALIBRATION_TOKENS.to_string(), "--dtype", "f32"]);
+        Running::start("calibrate", tpq, self.folder)?.finish(COMMAND_LIMIT)?;
+        let written = manifest.join("manifest.yaml");
+        ensure!(
+            written.is_file(),
+            "tpq calibrate ended well but wrote no {}",
+            written.display()
+        );
+        fs::write(&self.config, config(&self.options.codec, Some(&written)))?;
+        Ok((
+            (),
+            format!("{CALIBRATION_SEQUENCES} sequences of {CALIBRATION_TOKENS} tokens"),
+        ))
+    }
+
+    fn evaluate(&self, text: &Path) -> Result<(Evaluation, String)> {
+        let mut tpq = self.tpq("eval");
+        tpq.arg("--model").arg(&self.model).arg("--text").arg(text);
+        tpq.args(["--max-tokens", &EVALUATION_TOKENS.to_string(), "--json"]);
+        let output = Running::start("eval", tpq, self.folder)?.finish(COMMAND_LIMIT)?;
+        let evaluation = Evaluation::parse(&output)?;
+        let detail = format!(
+            "{:.3} lossless, {:.3} quantized",
+            evaluation.ppl_lossless, evaluation.ppl_quantized
+        );
+        Ok((evaluation, detail))
+    }
+
+    fn serve(&self) -> Result<(Reply, String)> {
+        let port = process::free_port()?;
+        let mut launch = self.command();
+        launch.args(["launch", "-n", &self.options.ranks.to_string(), "--"]);
+        launch.arg(&self.binaries.server);
+        launch.arg("--tpq-config").arg(&self.config);
+        launch.args([
+            "--port",
+            &port.to_string(),
+            "--serve-ip",
+            "127.0.0.1",
+            "--cpu",
+            "plain",
+            "-m",
+        ]);
+        launch.arg(&self.model).args(["-d", "f32"]);
+        let mut server = Running::start("server", launch, self.folder)?;
+        let probe = Client::new(port, Duration::from_secs(2));
+        server.wait_until("answer from /health", START_LIMIT, || probe.healthy())?;
+        let reply = match Client::new(port, REPLY_LIMIT).complete(PROMPT, REPLY_TOKENS) {
+            Ok(reply) => reply,
+            // When the server is gone, its last words say more than the broken connection does.
+            Err(error) => return Err(server.stop().err().unwrap_or(error)),
+        };
+        ensure!(probe.healthy(), "/health no longer answers after the completion");
+        server.stop()?;
+        let detail = format!(
+            "{} chunks, finish reason {:?}",
+            reply.chunks,
+            reply.finish_reason.as_deref()
+        );
+        Ok((reply, detail))
+    }
+
+    fn tpq(&self, subcommand: &str) -> Command {
+        let mut command = self.command();
+        command.arg(subcommand).arg("--config").arg(&self.config);
+        command.args(["-n", &self.options.ranks.to_string()]);
+        command
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.binaries.tpq);
+        command.current_dir(self.workspace.root());
+        command
+    }
+}
+
+/// As a user would write it; unnamed keys keep their defaults.
+fn config(codec: &str, manifest: Option<&Path>) -> String {
+    let mut text = format!("codec:\n  name: {codec}\n");
+    if let Some(path) = manifest {
+        // A JSON string is a YAML string, whatever the path holds.
+        text.push_str(&format!("manifest: {}\n", Value::from(path.to_string_lossy())));
+    }
+    text
+}
+
+struct Binaries {
+    tpq: PathBuf,
+    server: PathBuf,
+}
+
+impl Binaries {
+    /// Builds, and asks cargo where the results are: `CARGO_TARGET_DIR` and a configured target triple move them.
+    fn build(workspace: &Workspace) -> Result<Self> {
+        let mut cargo = workspace.cargo();
+        cargo.args([
+            "build",
+            "-p",
+            "mistralrs-tpq",
+            "--bins",
+            "--message-format",
+            "json-render-diagnostics",
+        ]);
+        let output = cargo
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run cargo build")?;
+        ensure!(output.status.success(), "cargo build failed, see above");
+        Self::locate(&String::from_utf8_lossy(&output.stdout))
+    }
+
+    fn locate(messages: &str) -> Result<Self> {
+        let messages: Vec<Value> = messages
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        let built = |name: &str| {
+            let artifact = messages
+                .iter()
+                .find(|message| message["target"]["name"] == name && message["executable"].is_string());
+            let path = artifact.and_then(|message| message["executable"].as_str());
+            path.map(PathBuf::from)
+                .with_context(|| format!("mistralrs-tpq has no binary {name}"))
+        };
+        Ok(Self {
+            tpq: built("tpq")?,
+            server: built("mistralrs-server")?,
+        })
+    }
+}
+
+fn demo_model(workspace: &Workspace) -> Result<PathBuf> {
+    let model = workspace.root().join("examples/demo-model");
+    ensure!(
+        model.join("config.json").is_file(),
+        "the demo model is missing: no {}/config.json",
+        model.display()
+    );
+    Ok(model)
+}
+
+/// Where the demo writes: the user's folder, or one that is removed at the end unless something failed.
+struct Scratch {
+    path: PathBuf,
+    temporary: Option<tempfile::TempDir>,
+}
+
+impl Scratch {
+    fn new(workspace: &Workspace, keep: Option<&Path>) -> Result<Self> {
+        if let Some(folder) = keep {
+            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            return Ok(Self {
+                path: fs::canonicalize(folder)?,
+                temporary: None,
+            });
+        }
+        let temporary = tempfile::Builder::new()
+            .prefix(".tpq-demo-")
+            .suffix(".tmp")
+            .tempdir_in(workspace.root())?;
+        Ok(Self {
+            path: temporary.path().to_owned(),
+            temporary: Some(temporary),
+        })
+    }
+
+    fn keep_for_inspection(&mut self) {
+        if let Some(temporary) = self.temporary.take() {
+            let empty = fs::read_dir(&self.path).is_ok_and(|mut entries| entries.next().is_none());
+            if !empty {
+                let _ = temporary.keep();
+            }
+        }
+        if self.path.exists() {
+            eprintln!("configuration and logs of the failed demo: {}", self.path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_quotes_a_path_with_blanks_and_colons() {
+        let text = config("paper", Some(Path::new("/a b: c/manifest.yaml")));
+        assert_eq!(text, "codec:\n  name: paper\nmanifest: \"/a b: c/manifest.yaml\"\n");
+    }
+
+    #[test]
+    fn the_binaries_are_found_where_cargo_says() {
+        let messages = [
+            ("tpq", "/t/debug/tpq"),
+            ("mistralrs-server", "/t/debug/mistralrs-server"),
+        ]
+        .map(|(name, path)| {
+            serde_json::json!({"reason": "compiler-artifact", "target": {"name": name}, "executable": path}).to_string()
+        });
+        let library = "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"tpq\"},\"executable\":null}";
+        let binaries = Binaries::locate(&format!("{library}\n{}", messages.join("\n"))).unwrap();
+        assert_eq!(binaries.tpq, Path::new("/t/debug/tpq"));
+        let error = Binaries::locate(&messages[0]).err().unwrap().to_string();
+        assert_eq!(error, "mistralrs-tpq has no binary mistralrs-server");
+    }
+
+    #[test]
+    fn a_missing_demo_model_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let error = demo_model(&Workspace::at(root.path())).unwrap_err().to_string();
+        assert!(error.contains("examples/demo-model/config.json"), "{error}");
+    }
+}

@@ -1,0 +1,16 @@
+//! `cargo xtask`: the project's commands.
+//!
+//! ```text
+//! setup   published engine crates (or a checkout) + patches/<version>/*.patch -> engine/
+//! demo    setup, build, calibrate, evaluate, serve and stream on local ranks, one table
+//! test    the engine-free tests first, then everything
+//! ci      what must pass before a change lands
+//! ```
+//! A workspace of its own, because the main one cannot even be resolved before `engine/` exists.
+
+pub mod args;
+pub mod checks;
+pub mod demo;
+pub mod setup;
+pub mod steps;
+pub mod workspace;

@@ -1,0 +1,27 @@
+use std::process::ExitCode;
+
+use clap::Parser;
+use xtask::args::{Args, Command};
+use xtask::workspace::Workspace;
+use xtask::{checks, demo, setup};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let workspace = match args.root {
+        Some(root) => Workspace::at(root),
+        None => Workspace::of_this_project(),
+    };
+    let result = match &args.command {
+        Command::Setup(options) => setup::run(&workspace, options),
+        Command::Demo(options) => demo::run(&workspace, options),
+        Command::Test(options) => checks::test(&workspace, options),
+        Command::Ci => checks::ci(&workspace),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
