@@ -53,7 +53,7 @@
 //! ```
 //!
 //! Beside it: `config` and `manifest` say what to do, `calibrate` makes manifests, `eval` measures quality, `report` and
-//! `cli` show it, `serve` is the HTTP server.
+//! `cli` show it, `serve` is the HTTP server; `checkpoint` writes models with random weights to try all that on.
 
 #[cfg(feature = "engine")]
 pub mod engine;
@@ -68,4 +68,15 @@ pub mod exchange;
 
 pub mod config;
 pub mod manifest;
+
+pub mod calibrate;
 pub mod checkpoint;
+pub mod eval;
+pub mod report;
+
+pub mod cli;
+#[cfg(feature = "engine")]
+pub mod serve;
+
+#[cfg(feature = "engine")]
+pub use engine::install;
