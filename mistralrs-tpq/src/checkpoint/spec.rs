@@ -213,7 +213,7 @@ impl CheckpointSpec {
             }
             _ => {}
         }
-        if self.head_width() % 2 != 0 {
+        if !self.head_width().is_multiple_of(2) {
             return Err(CheckpointError::value(
                 "head_dim",
                 self.head_width(),
