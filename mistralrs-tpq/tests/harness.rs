@@ -112,7 +112,8 @@ fn serve(pieces: &'static [&'static str]) -> (u16, JoinHandle<String>) {
 fn read_request(stream: &mut TcpStream) -> String {
     let mut request = String::new();
     let mut buffer = [0; 1024];
-    while !request.ends_with('}') && !(request.starts_with("GET") && request.ends_with("\r\n\r\n")) {
+    let whole = |request: &str| request.ends_with('}') || (request.starts_with("GET") && request.ends_with("\r\n\r\n"));
+    while !whole(&request) {
         let read = stream.read(&mut buffer).unwrap();
         request.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
     }
