@@ -53,7 +53,7 @@
 //! ```
 //!
 //! Beside it: `config` and `manifest` say what to do, `calibrate` makes manifests, `eval` measures quality, `report` and
-//! `cli` show it, `serve` is the HTTP server.
+//! `cli` show it, `serve` is the HTTP server; `checkpoint` writes models with random weights to try all that on.
 
 #[cfg(feature = "engine")]
 pub mod engine;
@@ -70,6 +70,7 @@ pub mod config;
 pub mod manifest;
 
 pub mod calibrate;
+pub mod checkpoint;
 pub mod eval;
 pub mod report;
 

@@ -32,6 +32,7 @@ pub enum Command {
     Eval(Box<super::commands::eval::EvalArgs>),
     Inspect(InspectArgs),
     Launch(LaunchArgs),
+    MakeModel(Box<super::commands::make_model::MakeModelArgs>),
     /// What `launch` runs for each rank.
     #[command(name = "__rank", hide = true)]
     Rank(RankArgs),

@@ -37,6 +37,7 @@ fn dispatch(command: Command, global: &Global) -> Result<u8, CliError> {
         Command::Eval(args) => commands::eval::run(&args, global),
         Command::Inspect(args) => commands::inspect::run(&args, global).map(|()| 0),
         Command::Launch(args) => commands::launch::run(&args, global),
+        Command::MakeModel(args) => commands::make_model::run(&args, global).map(|()| 0),
         Command::Rank(args) => Err(commands::launch::become_rank(&args)),
         Command::Guard => Ok(commands::launch::guard_ranks()),
     }

@@ -8,3 +8,4 @@ pub mod eval;
 mod group;
 pub mod inspect;
 pub mod launch;
+pub mod make_model;

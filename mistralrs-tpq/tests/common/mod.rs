@@ -1,0 +1,45 @@
+//! What tests of real processes share: starting and surely ending them, HTTP, models, logits.
+
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
+pub mod http;
+pub mod logits;
+pub mod model;
+pub mod process;
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Distinct loopback ports that were free a moment ago.
+pub fn free_ports(count: usize) -> Vec<u16> {
+    // All are held until the last is known, so none comes twice.
+    let held: Vec<TcpListener> = (0..count)
+        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
+        .collect();
+    held.iter()
+        .map(|listener| listener.local_addr().unwrap().port())
+        .collect()
+}
+
+/// One test at a time: tests of this crate's engine side start up to four processes with a model each, and two such tests at
+/// once on a small host make each other late.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether `condition` came true in time.
+pub fn within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

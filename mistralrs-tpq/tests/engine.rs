@@ -1,0 +1,15 @@
+//! The real engine in real processes: every architecture under tensor parallelism, the server, and what is refused.
+//!
+//! Models are made on the spot (a megabyte, random weights), except for greedy text, which the demo model writes.
+#![cfg(feature = "engine")]
+
+mod common;
+
+#[path = "engine/architectures.rs"]
+mod architectures;
+#[path = "engine/refusals.rs"]
+mod refusals;
+#[path = "engine/runs.rs"]
+mod runs;
+#[path = "engine/serving.rs"]
+mod serving;
