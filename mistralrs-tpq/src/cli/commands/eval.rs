@@ -11,7 +11,7 @@ use crate::cli::progress::Progress;
 use crate::cli::{emit, CliError};
 use crate::engine::ModelOptions;
 use crate::eval::{EvalOptions, EvalResult};
-use crate::report::table::{Align, Table};
+use crate::report::{Align, Table};
 
 /// Compare the configured exchange with the lossless one on a text: perplexity, KL, agreement, bytes
 ///
