@@ -76,4 +76,10 @@ impl Codec for Coarse {
             .for_each(|(sum, byte)| *sum += f32::from(*byte as i8) / 8.0);
         Ok(())
     }
+
+    fn error_bound(&self, _: usize, row: &[f32], bound: &mut [f32]) {
+        for (x, bound) in row.iter().zip(bound) {
+            *bound = (x.abs() - 15.875).max(0.0) + 1.0 / 16.0;
+        }
+    }
 }
