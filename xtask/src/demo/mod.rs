@@ -115,7 +115,8 @@ impl<'a> Demo<'a> {
             .arg("--out")
             .arg(&manifest);
         tpq.args(["--sequences", &CALIBRATION_SEQUENCES.to_string()]);
-        tpq.args(["--tokens", &CALIBRATION_TOKENS.to_string(), "--dtype", "f32"]);
+        tpq.args(["--tokens", &CALIBRATION_TOKENS.to_string()]);
+        tpq.args(["--dtype", "f32", "--cpu"]);
         Running::start("calibrate", tpq, self.folder)?.finish(COMMAND_LIMIT)?;
         let written = manifest.join("manifest.yaml");
         ensure!(
@@ -134,6 +135,7 @@ impl<'a> Demo<'a> {
         let mut tpq = self.tpq("eval");
         tpq.arg("--model").arg(&self.model).arg("--text").arg(text);
         tpq.args(["--max-tokens", &EVALUATION_TOKENS.to_string(), "--json"]);
+        tpq.args(["--dtype", "f32", "--cpu"]);
         let output = Running::start("eval", tpq, self.folder)?.finish(COMMAND_LIMIT)?;
         let evaluation = Evaluation::parse(&output)?;
         let detail = format!(
@@ -192,13 +194,15 @@ impl<'a> Demo<'a> {
 }
 
 /// As a user would write it; unnamed keys keep their defaults.
-fn config(codec: &str, manifest: Option<&Path>) -> String {
-    let mut text = format!("codec:\n  name: {codec}\n");
-    if let Some(path) = manifest {
-        // A JSON string is a YAML string, whatever the path holds.
-        text.push_str(&format!("manifest: {}\n", Value::from(path.to_string_lossy())));
+fn config(codec: &str, manifest_of: Option<&Path>) -> String {
+    // A JSON string is a YAML string, whatever the path holds.
+    let manifest = |path: &Path| format!("  manifest: {}\n", Value::from(path.to_string_lossy()));
+    match (codec, manifest_of) {
+        ("paper", Some(path)) => format!("version: 1\ncodec:\n  kind: paper\n{}", manifest(path)),
+        // Calibration itself needs no codec, and `paper` no file before there is one.
+        ("paper", None) => "version: 1\ncodec:\n  kind: none\n".to_owned(),
+        (codec, _) => format!("version: 1\ncodec:\n  kind: {codec}\n"),
     }
-    text
 }
 
 struct Binaries {
@@ -301,7 +305,10 @@ mod tests {
     #[test]
     fn the_configuration_quotes_a_path_with_blanks_and_colons() {
         let text = config("paper", Some(Path::new("/a b: c/manifest.yaml")));
-        assert_eq!(text, "codec:\n  name: paper\nmanifest: \"/a b: c/manifest.yaml\"\n");
+        assert_eq!(
+            text,
+            "version: 1\ncodec:\n  kind: paper\n  manifest: \"/a b: c/manifest.yaml\"\n"
+        );
     }
 
     #[test]
