@@ -6,9 +6,9 @@
 //!
 //! | algorithm | bytes a rank sends, payload of `b` bits a value | quantizations |
 //! |---|---|---|
-//! | [`Algorithm::OneShot`]: every rank gets every payload | `(N-1) b` | 1 |
-//! | [`Algorithm::LosslessOneShot`] | `(N-1) 16` in BF16 | 0 |
-//! | [`Algorithm::LosslessTwoShot`]: reduce-scatter, all-gather | `2 (N-1)/N 16` in BF16 | 0 |
+//! | [`Chosen::OneShot`]: every rank gets every payload | `(N-1) b` | 1 |
+//! | [`Chosen::LosslessOneShot`] | `(N-1) 16` in BF16 | 0 |
+//! | [`Chosen::LosslessTwoShot`]: reduce-scatter, all-gather | `2 (N-1)/N 16` in BF16 | 0 |
 
 mod accumulate;
 mod error;

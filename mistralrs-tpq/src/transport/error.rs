@@ -14,6 +14,9 @@ pub enum TransportError {
         waited: Duration,
         reason: String,
     },
+    /// Another rank gave up and said why; `rank` is the one it blames.
+    #[error("rank {by} reports: {reason}")]
+    Reported { rank: usize, by: usize, reason: String },
     #[error("nothing moved for {waited:.1?}: {}", waiting_for(.ranks, .sending))]
     Timeout {
         ranks: Vec<usize>,
@@ -45,6 +48,7 @@ impl TransportError {
     pub fn rank(&self) -> Option<usize> {
         match self {
             Self::PeerLost { rank, .. }
+            | Self::Reported { rank, .. }
             | Self::NoMessage { rank, .. }
             | Self::Rejected { rank, .. }
             | Self::PeerMisbehaved { rank, .. }

@@ -168,13 +168,11 @@ impl MemoryTransport {
                     return;
                 }
                 let culprit = if blamed == rank { self.rank } else { blamed };
-                let reason = format!("rank {} reports: {error}", self.rank);
-                let lost = TransportError::PeerLost {
+                inbox.error.get_or_insert(TransportError::Reported {
                     rank: culprit,
-                    waited: Duration::ZERO,
-                    reason,
-                };
-                inbox.error.get_or_insert(lost);
+                    by: self.rank,
+                    reason: error.to_string(),
+                });
             });
         }
         error

@@ -68,13 +68,18 @@ pub fn a_silent_rank_is_a_timeout_that_names_it_and_the_time(kind: Kind) {
         }
         let start = Instant::now();
         let error = reduce(&communicator, 0, &coarse(64), &partial(rank, 64)).unwrap_err();
-        assert!(
-            start.elapsed() >= timeout && start.elapsed() < AT_ONCE,
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
         assert_eq!(error.rank(), Some(1), "{error}");
-        assert!(error.to_string().contains("300"), "{error}");
+        match error {
+            ExchangeError::Transport {
+                source: TransportError::Timeout { waited, .. },
+                ..
+            } => {
+                assert!(waited >= timeout && start.elapsed() >= timeout);
+            }
+            // The other waiting rank was a little earlier, and its report came first.
+            other => assert!(other.to_string().contains("nothing moved for "), "{other}"),
+        }
     });
 }
 

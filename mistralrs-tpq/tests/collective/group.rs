@@ -1,6 +1,7 @@
 //! Groups of ranks, one thread each, over any transport.
 
 use std::net::TcpListener;
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
@@ -59,7 +60,8 @@ pub fn tcp_group(world_size: usize, change: impl Fn(&mut MeshConfig) + Sync) -> 
     })
 }
 
-/// Runs `work` on every rank at once; results in rank order. No rank leaves before all are done.
+/// Runs `work` on every rank at once; results in rank order. No rank leaves before all are done, or one panicked: a
+/// failed assertion of one rank must end the test and not leave the others at the barrier.
 pub fn on_all<R: Send>(group: Vec<Arc<dyn Transport>>, work: impl Fn(usize, Arc<dyn Transport>) -> R + Sync) -> Vec<R> {
     let barrier = Barrier::new(group.len());
     let start = Instant::now();
@@ -67,9 +69,12 @@ pub fn on_all<R: Send>(group: Vec<Arc<dyn Transport>>, work: impl Fn(usize, Arc<
         let run = |(rank, transport): (usize, Arc<dyn Transport>)| {
             let (work, barrier) = (&work, &barrier);
             scope.spawn(move || {
-                let result = work(rank, Arc::clone(&transport));
+                let result = catch_unwind(AssertUnwindSafe(|| work(rank, Arc::clone(&transport))));
+                if result.is_err() {
+                    transport.close();
+                }
                 barrier.wait();
-                result
+                result.unwrap_or_else(|panic| resume_unwind(panic))
             })
         };
         let threads: Vec<_> = group.into_iter().enumerate().map(run).collect();

@@ -290,31 +290,33 @@ impl Reader {
                 });
                 Ok(true)
             }
-            ControlKind::Goodbye => leave(mesh, rank, &body),
+            ControlKind::Goodbye => Ok(leave(mesh, rank, &body)),
         }
     }
 }
 
-/// A peer's goodbye: in order, or the news that the group is broken.
-fn leave(mesh: &MeshState, rank: usize, body: &[u8]) -> Result<bool, TransportError> {
-    let goodbye = Goodbye::parse(body).unwrap_or(Goodbye {
+/// A peer's goodbye: in order, or the news that the group is broken. Always false: nothing follows it.
+fn leave(mesh: &MeshState, rank: usize, body: &[u8]) -> bool {
+    let said = Goodbye::parse(body).filter(|goodbye| goodbye.blamed < mesh.control.len());
+    let goodbye = said.unwrap_or(Goodbye {
         blamed: rank,
-        reason: String::new(),
+        reason: "without saying why".to_owned(),
     });
     if goodbye.blamed == rank {
         mesh.update(rank, |peer| peer.left = Some(format!("it left ({})", goodbye.reason)));
-        return Ok(false);
+        return false;
     }
-    // Blamed itself, a rank names who accuses it: that is whom its operator has to look at.
-    let culprit = if goodbye.blamed == mesh.rank {
-        rank
-    } else {
-        goodbye.blamed
+    let error = TransportError::Reported {
+        // A rank that is blamed itself names its accuser: that is whose log its operator has to read.
+        rank: if goodbye.blamed == mesh.rank {
+            rank
+        } else {
+            goodbye.blamed
+        },
+        by: rank,
+        reason: goodbye.reason.clone(),
     };
-    let reason = format!("rank {rank} reports: {}", goodbye.reason);
-    Err(TransportError::PeerLost {
-        rank: culprit,
-        waited: Duration::ZERO,
-        reason,
-    })
+    // Passed on as it was said. In this rank's own words, the blamed rank would accuse its accuser.
+    mesh.fail_as(error, &goodbye);
+    false
 }

@@ -1,8 +1,8 @@
 //! Ranks as processes: a full mesh of TCP connections, two per pair.
 //!
-//! * [`rendezvous`] brings the mesh about: every rank listens on its own address in `peers`, and of each pair the higher
+//! * `rendezvous` brings the mesh about: every rank listens on its own address in `peers`, and of each pair the higher
 //!   rank connects to the lower. Both say hello, and a mismatch is an error on both sides.
-//! * [`poll`] is the hot path, [`control`] the messages and heartbeats, [`link`] one connection.
+//! * `poll` is the hot path, `control` the messages and heartbeats, `link` one connection.
 //! * [`ring`] learns `peers` from an existing deployment's RING_CONFIG.
 //!
 //! Links are neither encrypted nor authenticated yet, so anything but loopback needs `insecure: true`.

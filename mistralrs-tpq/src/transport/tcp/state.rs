@@ -83,11 +83,16 @@ impl MeshState {
     ///
     /// Tells the peers whose fault it is, so that a rank that only sees this one leave can name the culprit.
     pub(super) fn fail(&self, error: TransportError) -> TransportError {
+        let goodbye = Goodbye {
+            blamed: error.rank().unwrap_or(self.rank),
+            reason: error.to_string(),
+        };
+        self.fail_as(error, &goodbye)
+    }
+
+    /// As [`MeshState::fail`], with other words for the peers.
+    pub(super) fn fail_as(&self, error: TransportError, goodbye: &Goodbye) -> TransportError {
         if self.first_error.set(error.clone()).is_ok() {
-            let goodbye = Goodbye {
-                blamed: error.rank().unwrap_or(self.rank),
-                reason: error.to_string(),
-            };
             let goodbye = super::control::encode(ControlKind::Goodbye, &goodbye.encode());
             for control in self.control.iter().flatten() {
                 control.try_send(&goodbye);
