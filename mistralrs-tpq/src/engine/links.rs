@@ -1,6 +1,7 @@
 //! From the plan to open links: who we are, where the others listen, how long to wait.
 
-use std::sync::Arc;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 
@@ -12,10 +13,12 @@ use crate::transport::Transport;
 use crate::wire::Identity;
 
 /// This process's rank, and the address of every rank.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Place {
     pub(super) rank: usize,
     pub(super) peers: Vec<String>,
+    /// Open already when the addresses were learned round the ring: nobody can take the port in between.
+    listener: Mutex<Option<TcpListener>>,
 }
 
 /// `None` for a single process. With RING_CONFIG this talks to the neighbours, to learn all addresses.
@@ -25,6 +28,7 @@ pub(super) fn place(plan: &Plan, topology: &Topology) -> Result<Option<Place>> {
         Topology::Group(group) => Place {
             rank: group.rank,
             peers: group.peers.iter().map(ToString::to_string).collect(),
+            listener: Mutex::default(),
         },
         Topology::Ring(path) => {
             let ring = RingConfig::load(path)?;
@@ -33,6 +37,7 @@ pub(super) fn place(plan: &Plan, topology: &Topology) -> Result<Option<Place>> {
             Place {
                 rank: ring.rank,
                 peers: ring.peers,
+                listener: Mutex::new(Some(ring.listener)),
             }
         }
     };
@@ -48,7 +53,11 @@ pub(super) fn connect(plan: &Plan, place: &Place, identity: Identity) -> Result<
         busy_poll: plan.links.busy_poll,
         ..MeshConfig::new(place.rank, place.peers.clone(), identity)
     };
-    Ok(Arc::new(TcpMesh::connect(config)?))
+    let listener = place.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+    Ok(Arc::new(match listener {
+        Some(listener) => TcpMesh::connect_on(listener, config)?,
+        None => TcpMesh::connect(config)?,
+    }))
 }
 
 pub(super) fn exchange_config(plan: &Plan) -> ExchangeConfig {

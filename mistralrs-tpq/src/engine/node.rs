@@ -352,7 +352,14 @@ impl Node {
                     self.group()?.transport.send_message(0, &reply)?;
                 }
             }
-            Command::Shutdown => return Err(GroupEnded.into()),
+            Command::Shutdown => {
+                // Rank 0 leaves first: a rank that left while others are still being told would look lost.
+                let _ = self
+                    .group()?
+                    .transport
+                    .recv_message(0, Patience::Total(self.plan.links.timeout));
+                return Err(GroupEnded.into());
+            }
         }
         Ok(())
     }
@@ -487,6 +494,9 @@ impl Node {
         if self.rank() == 0 && self.group.get().is_some() {
             if let Err(error) = self.command(&Command::Shutdown) {
                 tracing::warn!("could not tell the other ranks to end: {error:#}");
+            }
+            if let Some(group) = self.group.get() {
+                group.transport.close();
             }
         }
     }
