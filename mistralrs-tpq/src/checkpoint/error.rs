@@ -25,6 +25,10 @@ pub enum CheckpointError {
     #[error("{} cannot be used as a tokenizer: {reason}", path.display())]
     Tokenizer { path: PathBuf, reason: String },
 
+    /// `progress` asked for it.
+    #[error("interrupted: nothing was written")]
+    Cancelled,
+
     #[error("{what} {}: {source}", path.display())]
     Io {
         what: &'static str,
@@ -36,7 +40,7 @@ pub enum CheckpointError {
 impl CheckpointError {
     /// Whether the caller has to change an argument, rather than free a disk or a permission.
     pub const fn is_usage(&self) -> bool {
-        !matches!(self, Self::Io { .. })
+        !matches!(self, Self::Io { .. } | Self::Cancelled)
     }
 
     pub(super) fn value(key: &'static str, got: impl ToString, expected: impl Into<String>) -> Self {

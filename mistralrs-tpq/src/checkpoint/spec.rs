@@ -126,9 +126,7 @@ impl CheckpointSpec {
 
     /// The features that `outliers` enlarges, ascending; the same for the same seed.
     pub fn outlier_features(&self) -> Vec<usize> {
-        // Another stream than any tensor's: adding outliers leaves all other weights as they are.
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        rng.set_stream(u64::MAX);
         let mut features = index::sample(&mut rng, self.hidden, self.outliers.min(self.hidden)).into_vec();
         features.sort_unstable();
         features

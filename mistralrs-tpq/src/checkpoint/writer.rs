@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::io::{BufWriter, ErrorKind, Write};
+use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -50,14 +51,18 @@ impl CheckpointSpec {
     /// A shape that the engine does not load, a `dir` that is not empty, a tokenizer that does not fit, and I/O errors by
     /// path. Nothing is left behind then.
     pub fn write(&self, dir: &Path) -> Result<Written, CheckpointError> {
-        self.write_with_progress(dir, |_, _| ())
+        self.write_with_progress(dir, |_, _| ControlFlow::Continue(()))
     }
 
-    /// As [`write`](Self::write); `progress` is called with the parameters written so far, and all.
+    /// As [`write`](Self::write); `progress` is called with the parameters written so far, and all; `Break` cancels.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
-    pub fn write_with_progress(&self, dir: &Path, progress: impl FnMut(u64, u64)) -> Result<Written, CheckpointError> {
+    /// As [`write`](Self::write), and [`CheckpointError::Cancelled`].
+    pub fn write_with_progress(
+        &self,
+        dir: &Path,
+        progress: impl FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Written, CheckpointError> {
         self.write_sharded(dir, SHARD_BYTES, progress)
     }
 
@@ -65,7 +70,7 @@ impl CheckpointSpec {
         &self,
         dir: &Path,
         shard_bytes: u64,
-        progress: impl FnMut(u64, u64),
+        progress: impl FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Written, CheckpointError> {
         self.validate()?;
         refuse_existing(dir)?;
@@ -107,7 +112,7 @@ impl CheckpointSpec {
         &self,
         folder: &Path,
         shard_bytes: u64,
-        mut progress: impl FnMut(u64, u64),
+        mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<(u64, u64, Vec<String>), CheckpointError> {
         let tensors = layout::tensors(self);
         let parameters = tensors.iter().map(TensorSpec::elements).sum();
@@ -127,10 +132,12 @@ impl CheckpointSpec {
             for tensor in shard {
                 let write = |block: &[u8]| {
                     done += (block.len() / self.dtype.size()) as u64;
-                    progress(done, parameters);
-                    file.write_all(block)
+                    if progress(done, parameters).is_break() {
+                        return Err(CheckpointError::Cancelled);
+                    }
+                    file.write_all(block).map_err(failed)
                 };
-                source.tensor(tensor, write).map_err(failed)?;
+                source.tensor(tensor, write)?;
                 bytes += tensor.elements() * self.dtype.size() as u64;
             }
             // A delayed write error, such as a full disk, shows here and not in a dropped buffer.
@@ -266,7 +273,9 @@ mod tests {
         let (one, many) = (folder.path().join("one"), folder.path().join("many"));
         let spec = tiny("tiny-llama");
         spec.write(&one).unwrap();
-        let written = spec.write_sharded(&many, 200_000, |_, _| ()).unwrap();
+        let written = spec
+            .write_sharded(&many, 200_000, |_, _| ControlFlow::Continue(()))
+            .unwrap();
         assert!(written.weight_files.len() > 3);
         assert_eq!(
             written.weight_files[1],
@@ -387,10 +396,30 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let spec = tiny("tiny-mixtral");
         let mut calls: Vec<(u64, u64)> = Vec::new();
-        spec.write_with_progress(&folder.path().join("m"), |done, all| calls.push((done, all)))
-            .unwrap();
+        let note = |done, all| {
+            calls.push((done, all));
+            ControlFlow::Continue(())
+        };
+        spec.write_with_progress(&folder.path().join("m"), note).unwrap();
         let parameters = spec.parameters().unwrap();
         assert_eq!(calls.last(), Some(&(parameters, parameters)));
         assert!(calls.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    }
+
+    #[test]
+    fn a_cancelled_checkpoint_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let half = |done, all| {
+            if done > all / 2 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let error = tiny("tiny-llama")
+            .write_with_progress(&folder.path().join("m"), half)
+            .unwrap_err();
+        assert!(matches!(error, CheckpointError::Cancelled));
+        assert_eq!(names(folder.path()), [""; 0]);
     }
 }

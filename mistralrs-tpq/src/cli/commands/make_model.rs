@@ -1,10 +1,14 @@
 //! `tpq make-model`: a checkpoint with random weights.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use nix::sys::signal::{SigSet, Signal};
 
 use crate::checkpoint::{Architecture, CheckpointError, CheckpointSpec, Experts, Written};
 use crate::cli::args::Global;
@@ -94,13 +98,37 @@ pub fn run(args: &MakeModelArgs, global: &Global) -> Result<(), CliError> {
     // Hidden by indicatif where stderr is not a terminal.
     let bar = ProgressBar::new(parameters).with_style(style());
     let started = Instant::now();
-    let outcome = spec.write_with_progress(&args.out, |done, _| bar.set_position(done));
+    let interrupted = watch_signals()?;
+    let outcome = spec.write_with_progress(&args.out, |done, _| {
+        bar.set_position(done);
+        match interrupted.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
     bar.finish_and_clear();
     let written = outcome.map_err(failed)?;
     if global.json {
         return emit_json(&written);
     }
     emit(&summary(&spec, &written, started.elapsed().as_secs_f64()))
+}
+
+/// Ctrl-C must not leave gigabytes in a hidden folder.
+fn watch_signals() -> Result<Arc<AtomicBool>, CliError> {
+    let watched: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+    // Blocked here, before the thread starts, so that the thread alone gets them.
+    watched
+        .thread_block()
+        .map_err(|error| CliError::io("cannot block signals", error.into()))?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = interrupted.clone();
+    std::thread::spawn(move || {
+        if watched.wait().is_ok() {
+            flag.store(true, Ordering::Relaxed);
+        }
+    });
+    Ok(interrupted)
 }
 
 fn style() -> ProgressStyle {
