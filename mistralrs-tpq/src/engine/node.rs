@@ -70,6 +70,8 @@ pub struct Node {
     selected: AtomicUsize,
     observing: AtomicBool,
     verifying: AtomicBool,
+    /// Rank 0: all others have loaded the model. Another rank: has said so.
+    loaded: AtomicBool,
     group: OnceLock<Group>,
     observers: Mutex<LayerState>,
     /// By codec choice.
@@ -86,6 +88,9 @@ impl std::fmt::Debug for Node {
             .finish()
     }
 }
+
+/// A rank's first message to rank 0.
+const LOADED: &[u8] = b"loaded";
 
 /// Rank 0 ended the group in good order.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +115,7 @@ impl Node {
             selected: AtomicUsize::new(Self::CONFIGURED),
             observing: AtomicBool::new(false),
             verifying: AtomicBool::new(false),
+            loaded: AtomicBool::new(false),
             group: OnceLock::new(),
             observers: Mutex::default(),
             reports: Mutex::default(),
@@ -280,6 +286,7 @@ impl Node {
 
     pub(super) fn send_to_followers(&self, message: &[u8]) -> Result<()> {
         let transport = &self.group()?.transport;
+        self.await_loaded()?;
         for rank in 1..self.world_size() {
             transport.send_message(rank, message)?;
         }
@@ -287,10 +294,31 @@ impl Node {
     }
 
     pub(super) fn receive_from_rank_0(&self) -> Result<Vec<u8>> {
+        if !self.loaded.swap(true, Ordering::AcqRel) {
+            self.group()?.transport.send_message(0, LOADED)?;
+        }
         Ok(self
             .group()?
             .transport
             .recv_message(0, Patience::Silence(self.plan.links.timeout))?)
+    }
+
+    /// Rank 0, before its first message: loading takes each rank its own time, and as long as it lives that is no reason
+    /// to give up. The first exchange, on the other hand, would wait for `timeout` only.
+    fn await_loaded(&self) -> Result<()> {
+        if self.loaded.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let transport = &self.group()?.transport;
+        for rank in 1..self.world_size() {
+            let message = transport.recv_message(rank, Patience::Silence(self.plan.links.timeout))?;
+            ensure!(
+                message == LOADED,
+                "rank {rank} sent something else than that it has loaded the model"
+            );
+        }
+        self.loaded.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Rank 0: makes every rank, this one included, obey `command`. Only while no request is running.

@@ -77,14 +77,29 @@ fn check_divisible(config: &str, world_size: usize) -> Result<()> {
             }
         }
     }
-    // Fewer KV heads than ranks are replicated by the engine, as long as one divides the other.
-    if let Some(heads) = text.get("num_key_value_heads").and_then(serde_json::Value::as_u64) {
-        let ranks = world_size as u64;
-        if heads == 0 || (heads % ranks != 0 && ranks % heads != 0) {
-            candle_core::bail!(
-                "the model's num_key_value_heads is {heads}, which neither divides nor is divided by {ranks} ranks: choose another world size"
-            );
-        }
+    check_kv_heads(text, world_size as u64)
+}
+
+/// Fewer KV heads than ranks are replicated by the engine, if one divides the other; but it takes the head's width from
+/// hidden_size / num_attention_heads then, also in models whose head_dim differs.
+fn check_kv_heads(config: &serde_json::Value, ranks: u64) -> Result<()> {
+    let number = |key: &str| config.get(key).and_then(serde_json::Value::as_u64);
+    let Some(kv_heads) = number("num_key_value_heads") else {
+        return Ok(());
+    };
+    if kv_heads == 0 || (kv_heads % ranks != 0 && ranks % kv_heads != 0) {
+        candle_core::bail!(
+            "the model's num_key_value_heads is {kv_heads}, which neither divides nor is divided by {ranks} ranks: choose another world size"
+        );
     }
-    Ok(())
+    let width = number("hidden_size")
+        .zip(number("num_attention_heads"))
+        .and_then(|(hidden, heads)| hidden.checked_div(heads));
+    match (number("head_dim"), width) {
+        (Some(head_dim), Some(width)) if ranks > kv_heads && head_dim != width => candle_core::bail!(
+            "the model has {kv_heads} KV heads of width {head_dim}, and engine 0.8.1 replicates KV heads only of width \
+             hidden_size / num_attention_heads ({width}): use at most {kv_heads} ranks"
+        ),
+        _ => Ok(()),
+    }
 }
