@@ -51,7 +51,7 @@ pub struct CheckpointSpec {
     pub tie_embeddings: bool,
     pub max_position: usize,
     pub rope_theta: f64,
-    /// Features whose rows are [`OUTLIER_GAIN`] times larger in every matrix that writes to the residual stream: the same
+    /// Features whose rows are `OUTLIER_GAIN` times larger in every matrix that writes to the residual stream: the same
     /// features in every layer, as in trained models, so that a quantizer has something to select.
     pub outliers: usize,
     /// `tokenizer.json` to copy, with its `tokenizer_config.json` where there is one. `None`: a byte-level one is made.
