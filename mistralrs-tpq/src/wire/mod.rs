@@ -17,7 +17,7 @@ mod hello;
 mod refusal;
 
 pub use frame::{ControlKind, ControlPrefix, CONTROL_PREFIX_LEN, DEFAULT_MESSAGE_LIMIT};
-pub use header::{FrameHeader, FrameKind, FLAG_NONFINITE, FRAME_HEADER_LEN};
+pub use header::{FrameHeader, FrameKind, FLAG_NONFINITE, FRAME_HEADER_LEN, FRAME_TRAILER_LEN};
 pub use hello::{Digest, Hello, Identity, Prefix, Purpose, Reply, HELLO_BODY_LIMIT, PREFIX_LEN};
 pub use refusal::{HelloField, Refusal};
 
