@@ -70,7 +70,7 @@ fn check_divisible(config: &str, world_size: usize) -> Result<()> {
     let text = config.get("text_config").unwrap_or(&config);
     for key in ["num_attention_heads", "intermediate_size"] {
         if let Some(value) = text.get(key).and_then(serde_json::Value::as_u64) {
-            if value % world_size as u64 != 0 {
+            if !value.is_multiple_of(world_size as u64) {
                 candle_core::bail!(
                     "the model's {key} is {value}, which does not divide by {world_size} ranks: choose a world size that divides it"
                 );
@@ -87,7 +87,7 @@ fn check_kv_heads(config: &serde_json::Value, ranks: u64) -> Result<()> {
     let Some(kv_heads) = number("num_key_value_heads") else {
         return Ok(());
     };
-    if kv_heads == 0 || (kv_heads % ranks != 0 && ranks % kv_heads != 0) {
+    if kv_heads == 0 || (!kv_heads.is_multiple_of(ranks) && !ranks.is_multiple_of(kv_heads)) {
         candle_core::bail!(
             "the model's num_key_value_heads is {kv_heads}, which neither divides nor is divided by {ranks} ranks: choose another world size"
         );

@@ -57,7 +57,7 @@ pub struct ServerArgs {
     #[arg(short, long, value_name = "FILE")]
     pub jinja_explicit: Option<String>,
 
-    /// Hugging Face token: literal:<value>, env:<name>, path:<file>, cache or none.
+    /// Hugging Face token: `literal:VALUE`, `env:NAME`, `path:FILE`, `cache` or `none`.
     #[arg(long, default_value_t = defaults::TOKEN_SOURCE, value_parser = parse_token_source)]
     pub token_source: TokenSource,
 
