@@ -22,6 +22,8 @@ pub struct Args {
 pub enum Command {
     /// Make engine/ from the published mistral.rs crates and this project's patches, or patch a checkout
     Setup(SetupArgs),
+    /// Set up the engine and build target/release/{tpq,mistralrs-server}
+    Build,
     /// Build, then calibrate, evaluate and serve the demo model on local ranks; ends by itself
     Demo(DemoArgs),
     /// Run the tests: the fast ones without the engine first, then everything

@@ -15,6 +15,8 @@ use crate::workspace::Workspace;
 
 const XTASK: [&str; 2] = ["--manifest-path", "xtask/Cargo.toml"];
 const CRATE: [&str; 2] = ["-p", "mistralrs-tpq"];
+/// The profile of the binaries: tests with the engine and the demo share one build of it.
+const RELEASE: [&str; 1] = ["--release"];
 const WITHOUT_ENGINE: [&str; 1] = ["--no-default-features"];
 const DENY_WARNINGS: [&str; 3] = ["--", "-D", "warnings"];
 
@@ -80,9 +82,9 @@ impl<'a> Run<'a> {
         }
         if nextest {
             // nextest runs no documentation tests; first, so that its summary is what ends the output.
-            self.step("documentation tests", &[&["test", "--doc"], &CRATE[..]])?;
+            self.step("documentation tests", &[&["test", "--release", "--doc"], &CRATE[..]])?;
         }
-        self.step("all tests", &[runner, &CRATE])
+        self.step("all tests", &[runner, &RELEASE, &CRATE])
     }
 
     fn has_nextest(&self) -> bool {

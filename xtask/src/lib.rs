@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! setup   published engine crates (or a checkout) + patches/<version>/*.patch -> engine/
-//! demo    setup, build, calibrate, evaluate, serve and stream on local ranks, one table
+//! build   setup, then target/release/{tpq,mistralrs-server}
+//! demo    build, calibrate, evaluate, serve and stream on local ranks, one table
 //! test    the engine-free tests first, then everything
 //! ci      what must pass before a change lands
 //! ```
 //! A workspace of its own, because the main one cannot even be resolved before `engine/` exists.
 
 pub mod args;
+pub mod build;
 pub mod checks;
 pub mod demo;
 pub mod setup;

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use xtask::args::{Args, Command};
 use xtask::workspace::Workspace;
-use xtask::{checks, demo, setup};
+use xtask::{build, checks, demo, setup};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -13,6 +13,7 @@ fn main() -> ExitCode {
     };
     let result = match &args.command {
         Command::Setup(options) => setup::run(&workspace, options),
+        Command::Build => build::run(&workspace),
         Command::Demo(options) => demo::run(&workspace, options),
         Command::Test(options) => checks::test(&workspace, options),
         Command::Ci => checks::ci(&workspace),

@@ -92,7 +92,7 @@ pub struct LaunchArgs {
     /// Rank 0's lines pass unchanged: for commands that start their own ranks.
     #[arg(skip)]
     pub bare_rank_0: bool,
-    /// The command and its arguments
+    /// The command and its arguments; a bare name is first looked for beside tpq, then on PATH
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
 }

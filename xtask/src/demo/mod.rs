@@ -7,13 +7,14 @@ pub mod report;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 use serde_json::Value;
 
 use crate::args::DemoArgs;
+use crate::build::Binaries;
 use crate::setup;
 use crate::steps::Steps;
 use crate::workspace::Workspace;
@@ -66,7 +67,9 @@ impl<'a> Demo<'a> {
         let mut steps = Steps::new(6);
         steps.loud("engine", || Ok(((), setup::ensure(workspace)?)))?;
         let binaries = steps.loud("build tpq and mistralrs-server", || {
-            Ok((Binaries::build(workspace)?, "built"))
+            let binaries = Binaries::build(workspace)?;
+            let detail = binaries.describe(workspace);
+            Ok((binaries, detail))
         })?;
         process::adopt_orphans();
         let demo = Self {
@@ -205,51 +208,6 @@ fn config(codec: &str, manifest_of: Option<&Path>) -> String {
     }
 }
 
-struct Binaries {
-    tpq: PathBuf,
-    server: PathBuf,
-}
-
-impl Binaries {
-    /// Builds, and asks cargo where the results are: `CARGO_TARGET_DIR` and a configured target triple move them.
-    fn build(workspace: &Workspace) -> Result<Self> {
-        let mut cargo = workspace.cargo();
-        cargo.args([
-            "build",
-            "-p",
-            "mistralrs-tpq",
-            "--bins",
-            "--message-format",
-            "json-render-diagnostics",
-        ]);
-        let output = cargo
-            .stderr(Stdio::inherit())
-            .output()
-            .context("cannot run cargo build")?;
-        ensure!(output.status.success(), "cargo build failed, see above");
-        Self::locate(&String::from_utf8_lossy(&output.stdout))
-    }
-
-    fn locate(messages: &str) -> Result<Self> {
-        let messages: Vec<Value> = messages
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect();
-        let built = |name: &str| {
-            let artifact = messages
-                .iter()
-                .find(|message| message["target"]["name"] == name && message["executable"].is_string());
-            let path = artifact.and_then(|message| message["executable"].as_str());
-            path.map(PathBuf::from)
-                .with_context(|| format!("mistralrs-tpq has no binary {name}"))
-        };
-        Ok(Self {
-            tpq: built("tpq")?,
-            server: built("mistralrs-server")?,
-        })
-    }
-}
-
 fn demo_model(workspace: &Workspace) -> Result<PathBuf> {
     let model = workspace.root().join("examples/demo-model");
     ensure!(
@@ -309,22 +267,6 @@ mod tests {
             text,
             "version: 1\ncodec:\n  kind: paper\n  manifest: \"/a b: c/manifest.yaml\"\n"
         );
-    }
-
-    #[test]
-    fn the_binaries_are_found_where_cargo_says() {
-        let messages = [
-            ("tpq", "/t/debug/tpq"),
-            ("mistralrs-server", "/t/debug/mistralrs-server"),
-        ]
-        .map(|(name, path)| {
-            serde_json::json!({"reason": "compiler-artifact", "target": {"name": name}, "executable": path}).to_string()
-        });
-        let library = "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"tpq\"},\"executable\":null}";
-        let binaries = Binaries::locate(&format!("{library}\n{}", messages.join("\n"))).unwrap();
-        assert_eq!(binaries.tpq, Path::new("/t/debug/tpq"));
-        let error = Binaries::locate(&messages[0]).err().unwrap().to_string();
-        assert_eq!(error, "mistralrs-tpq has no binary mistralrs-server");
     }
 
     #[test]

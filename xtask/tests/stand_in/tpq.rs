@@ -28,7 +28,7 @@ fn main() {
         "eval" => {
             let config = std::fs::read_to_string(value("--config")).unwrap();
             assert!(
-                config.contains("name: paper") && config.contains("manifest.yaml"),
+                config.contains("kind: paper") && config.contains("manifest.yaml"),
                 "{config}"
             );
             assert!(std::fs::metadata(value("--text")).unwrap().len() > 0);

@@ -11,9 +11,10 @@ use crate::cli::CliError;
 use nix::sys::signal::{killpg, SigSet, Signal};
 use nix::unistd::{getppid, Pid};
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io::{BufRead, ErrorKind, Write};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// The running guard, seen from `tpq`.
@@ -94,10 +95,22 @@ pub fn become_rank(args: &RankArgs) -> CliError {
     if let Err(error) = SigSet::empty().thread_set_mask() {
         return CliError::io("cannot unblock signals", error.into());
     }
-    let error = Command::new(program).args(rest).exec();
+    let error = Command::new(beside_tpq(program)).args(rest).exec();
     eprintln!("tpq: cannot start {}: {error}", program.to_string_lossy());
     // The shell's codes: 127 not found, 126 found but not runnable.
     std::process::exit(if error.kind() == ErrorKind::NotFound { 127 } else { 126 })
+}
+
+/// A bare name that lies beside this tpq is meant: `tpq launch -- mistralrs-server` runs the server of the same build, whatever
+/// another version on PATH is called. Everything else is looked up as the shell does.
+fn beside_tpq(program: &OsStr) -> PathBuf {
+    let program = Path::new(program);
+    let is_bare = program.components().count() == 1 && program.file_name() == Some(program.as_os_str());
+    let beside = std::env::current_exe().ok().and_then(|tpq| Some(tpq.parent()?.join(program)));
+    match beside {
+        Some(beside) if is_bare && beside.is_file() => beside,
+        _ => program.to_owned(),
+    }
 }
 
 fn die_with_parent(parent: i32) -> std::io::Result<()> {
