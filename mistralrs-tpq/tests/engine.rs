@@ -7,6 +7,12 @@ mod common;
 
 #[path = "engine/architectures.rs"]
 mod architectures;
+#[path = "engine/calibration.rs"]
+mod calibration;
+#[path = "engine/install.rs"]
+mod install;
+#[path = "engine/quality.rs"]
+mod quality;
 #[path = "engine/refusals.rs"]
 mod refusals;
 #[path = "engine/runs.rs"]

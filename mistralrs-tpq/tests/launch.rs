@@ -86,9 +86,17 @@ fn groups(child: &mut Child, ranks: usize) -> Vec<i32> {
 fn a_bare_name_is_looked_for_beside_tpq_before_path() {
     let mut launch = Command::new(env!("CARGO_BIN_EXE_tpq"));
     // Nothing else is called so, and PATH is empty.
-    let output = launch.args(["launch", "-n", "1", "--", "tpq", "--version"]).env("PATH", "").output().unwrap();
+    let output = launch
+        .args(["launch", "-n", "1", "--", "tpq", "--version"])
+        .env("PATH", "")
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(text(&output.stdout).starts_with("[rank 0] tpq "), "{}", text(&output.stdout));
+    assert!(
+        text(&output.stdout).starts_with("[rank 0] tpq "),
+        "{}",
+        text(&output.stdout)
+    );
 }
 
 #[test]

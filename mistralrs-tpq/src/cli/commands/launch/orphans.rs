@@ -106,7 +106,9 @@ pub fn become_rank(args: &RankArgs) -> CliError {
 fn beside_tpq(program: &OsStr) -> PathBuf {
     let program = Path::new(program);
     let is_bare = program.components().count() == 1 && program.file_name() == Some(program.as_os_str());
-    let beside = std::env::current_exe().ok().and_then(|tpq| Some(tpq.parent()?.join(program)));
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|tpq| Some(tpq.parent()?.join(program)));
     match beside {
         Some(beside) if is_bare && beside.is_file() => beside,
         _ => program.to_owned(),
