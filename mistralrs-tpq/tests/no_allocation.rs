@@ -41,7 +41,13 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn exchanges_of_known_shapes_do_not_allocate() {
-    for algorithm in [Algorithm::OneShot, Algorithm::Lossless] {
+    for algorithm in [
+        Algorithm::OneShot,
+        Algorithm::TwoShot,
+        Algorithm::Ring,
+        Algorithm::Doubling,
+        Algorithm::Lossless,
+    ] {
         let ready = Barrier::new(3);
         on_all(
             tcp_group(3, |config| config.heartbeat = Duration::from_secs(3600)),

@@ -16,6 +16,7 @@
 
 pub mod defaults;
 mod error;
+mod exchange;
 mod peer;
 mod plan;
 mod raw;
@@ -23,9 +24,8 @@ mod topology;
 
 pub(crate) use error::nearest;
 pub use error::{At, ConfigError};
+pub use exchange::{read_table, table_text, ExchangePlan, Nonfinite};
 pub use peer::PeerAddr;
-pub use plan::{
-    Algorithm, CalibrationPlan, CodecPlan, ExchangePlan, Fraction, Group, Links, Nonfinite, OutlierCount, Plan,
-};
+pub use plan::{CalibrationPlan, CodecPlan, Fraction, Group, Links, OutlierCount, Plan};
 pub use topology::{Environment, Membership, Topology, TopologySource};
 pub(crate) use topology::{PEERS as PEERS_VARIABLE, RANK as RANK_VARIABLE, WORLD_SIZE as WORLD_SIZE_VARIABLE};

@@ -2,6 +2,7 @@
 
 use super::defaults;
 use super::error::ConfigError;
+use super::exchange::{self, ExchangePlan};
 use super::peer::{self, PeerAddr};
 use super::raw::{describe, Document, Section};
 use crate::manifest::Digest;
@@ -59,35 +60,6 @@ pub enum CodecPlan {
     Dynamic,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Algorithm {
-    Auto,
-    OneShot,
-    Lossless,
-}
-
-/// What happens to NaN or infinity in a partial sum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Nonfinite {
-    /// The request fails.
-    Fail,
-    /// That exchange is repeated without compression, on all ranks.
-    Fallback,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ExchangePlan {
-    pub algorithm: Algorithm,
-    pub nonfinite: Nonfinite,
-    /// Exchanges of fewer tokens stay lossless; 0: none do.
-    pub min_tokens: u64,
-    /// Exchanges of decode steps stay lossless.
-    pub prefill_only: bool,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct CalibrationPlan {
@@ -121,22 +93,7 @@ impl Plan {
     /// # Errors
     /// An unreadable file, and all of [`Plan::parse`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read {
-            path: path.to_path_buf(),
-            source,
-        };
-        let mut text = String::new();
-        let file = std::fs::File::open(path).map_err(read)?;
-        file.take(defaults::MAX_FILE_BYTES + 1)
-            .read_to_string(&mut text)
-            .map_err(read)?;
-        if text.len() as u64 > defaults::MAX_FILE_BYTES {
-            let message = format!(
-                "larger than {} bytes: not a tpq configuration",
-                defaults::MAX_FILE_BYTES
-            );
-            return Err(read(std::io::Error::other(message)));
-        }
+        let text = read_text(path)?;
         Self::parse(&text, path)
     }
 
@@ -166,7 +123,7 @@ impl Plan {
             links: links(&group)?,
             group: ranks(&group)?,
             codec: codec(&root.section("codec", &["kind", "manifest"])?, origin)?,
-            exchange: exchange(&root.section("exchange", &["algorithm", "nonfinite", "min_tokens", "prefill_only"])?)?,
+            exchange: ExchangePlan::parse(&root.section("exchange", &exchange::KEYS)?, origin)?,
             calibration: calibration(
                 &root.section("calibration", &["sequences", "tokens", "ema", "outliers", "seed"])?,
             )?,
@@ -182,24 +139,7 @@ impl Plan {
             CodecPlan::Paper { .. } => "paper",
             CodecPlan::Dynamic => "dynamic",
         };
-        let algorithm = match self.exchange.algorithm {
-            Algorithm::Auto => "auto",
-            Algorithm::OneShot => "one_shot",
-            Algorithm::Lossless => "lossless",
-        };
-        let nonfinite = match self.exchange.nonfinite {
-            Nonfinite::Fail => "fail",
-            Nonfinite::Fallback => "fallback",
-        };
-        let ExchangePlan {
-            min_tokens,
-            prefill_only,
-            ..
-        } = self.exchange;
-        let canonical = format!(
-            "tpq policy 1\ncodec={codec}\nalgorithm={algorithm}\nnonfinite={nonfinite}\nmin_tokens={min_tokens}\n\
-             prefill_only={prefill_only}\n"
-        );
+        let canonical = format!("tpq policy 2\ncodec={codec}\n{}", self.exchange.canonical());
         Digest(Sha256::digest(canonical.as_bytes()).into())
     }
 }
@@ -253,7 +193,28 @@ impl Fraction {
     }
 }
 
-fn check_version(root: &Section<'_>) -> Result<(), ConfigError> {
+/// A configuration file's text, of limited length.
+pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let read = |source| ConfigError::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(read)?;
+    file.take(defaults::MAX_FILE_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(read)?;
+    if text.len() as u64 > defaults::MAX_FILE_BYTES {
+        let message = format!(
+            "larger than {} bytes: not a tpq configuration",
+            defaults::MAX_FILE_BYTES
+        );
+        return Err(read(std::io::Error::other(message)));
+    }
+    Ok(text)
+}
+
+pub(super) fn check_version(root: &Section<'_>) -> Result<(), ConfigError> {
     match root.get("version") {
         None => Err(root.missing("version", "write `version: 1`, the format of this file")),
         Some(value) if value.as_u64() == Some(1) => Ok(()),
@@ -360,23 +321,6 @@ fn codec(section: &Section<'_>, origin: &Path) -> Result<CodecPlan, ConfigError>
              here, or use `kind: dynamic`, which needs none",
         )),
     }
-}
-
-fn exchange(section: &Section<'_>) -> Result<ExchangePlan, ConfigError> {
-    let algorithms = [
-        ("auto", Algorithm::Auto),
-        ("one_shot", Algorithm::OneShot),
-        ("lossless", Algorithm::Lossless),
-    ];
-    let nonfinite = [("fail", Nonfinite::Fail), ("fallback", Nonfinite::Fallback)];
-    Ok(ExchangePlan {
-        algorithm: section.choice("algorithm", &algorithms)?.unwrap_or(Algorithm::Auto),
-        nonfinite: section.choice("nonfinite", &nonfinite)?.unwrap_or(Nonfinite::Fail),
-        min_tokens: section
-            .integer("min_tokens", 0, defaults::MIN_TOKENS_LIMIT)?
-            .unwrap_or(defaults::MIN_TOKENS),
-        prefill_only: section.boolean("prefill_only")?.unwrap_or(false),
-    })
 }
 
 fn calibration(section: &Section<'_>) -> Result<CalibrationPlan, ConfigError> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Result;
 
 use crate::config::{self, CodecPlan, Plan, Topology};
-use crate::exchange::{Algorithm, ExchangeConfig, NonFinite};
+use crate::exchange::{ExchangeConfig, NonFinite};
 use crate::transport::tcp::ring::{RingConfig, RingTopology};
 use crate::transport::tcp::{MeshConfig, TcpMesh};
 use crate::transport::Transport;
@@ -67,11 +67,10 @@ pub(super) fn exchange_config(plan: &Plan) -> ExchangeConfig {
             config::Nonfinite::Fail => NonFinite::Fail,
             config::Nonfinite::Fallback => NonFinite::Fallback,
         },
-        algorithm: match plan.exchange.algorithm {
-            config::Algorithm::Auto => Algorithm::Auto,
-            config::Algorithm::OneShot => Algorithm::OneShot,
-            config::Algorithm::Lossless => Algorithm::Lossless,
-        },
+        algorithm: plan.exchange.algorithm,
+        gather_bits: plan.exchange.gather_bits,
+        min_bytes: plan.exchange.min_bytes,
+        table: plan.exchange.table,
     }
 }
 

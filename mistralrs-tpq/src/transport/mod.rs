@@ -93,6 +93,17 @@ pub trait Transport: fmt::Debug + Send + Sync {
         on_progress: &mut dyn FnMut(Arrival<'_>) -> Result<(), Rejected>,
     ) -> Result<(), TransportError>;
 
+    /// Writes as much of `send` as goes out without waiting, and returns how many bytes that is: a caller that makes a
+    /// large message piece by piece keeps the wire busy meanwhile. The rest, and then nothing else, must follow with the
+    /// next [`Transport::transfer`] to that rank. A transport may always take nothing.
+    ///
+    /// # Errors
+    /// A lost peer, or a rank that is not in the group.
+    fn offer(&self, send: &SendOp<'_>) -> Result<usize, TransportError> {
+        let _ = send;
+        Ok(0)
+    }
+
     /// Sends a control message. Messages to one peer arrive whole and in order.
     ///
     /// # Errors

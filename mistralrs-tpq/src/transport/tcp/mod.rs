@@ -175,6 +175,15 @@ impl Transport for TcpMesh {
         }
     }
 
+    fn offer(&self, send: &SendOp<'_>) -> Result<usize, TransportError> {
+        check_peer(self.state.rank, self.world_size, send.to)?;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.state.error() {
+            Some(error) => Err(error),
+            None => poll::offer(&self.state, send),
+        }
+    }
+
     fn send_message(&self, to: usize, body: &[u8]) -> Result<(), TransportError> {
         check_peer(self.state.rank, self.world_size, to)?;
         control::send(&self.state, to, body, self.timeout)
