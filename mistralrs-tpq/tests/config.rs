@@ -1,6 +1,8 @@
 //! `tpq.yaml` and the environment: what loads, and what each mistake is answered with.
 
-use mistralrs_tpq::config::{CodecPlan, Environment, Nonfinite, OutlierCount, Plan, Topology, TopologySource};
+use mistralrs_tpq::config::{
+    read_table, table_text, CodecPlan, Environment, Nonfinite, OutlierCount, Plan, Topology, TopologySource,
+};
 use mistralrs_tpq::exchange::{Algorithm, LinkTable};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -26,6 +26,7 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Bench(Box<super::commands::bench::BenchArgs>),
     #[cfg(feature = "engine")]
     Calibrate(Box<super::commands::calibrate::CalibrateArgs>),
     #[cfg(feature = "engine")]

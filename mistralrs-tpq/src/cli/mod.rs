@@ -31,6 +31,7 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command, global: &Global) -> Result<u8, CliError> {
     match command {
+        Command::Bench(args) => commands::bench::run(&args, global),
         #[cfg(feature = "engine")]
         Command::Calibrate(args) => commands::calibrate::run(&args, global),
         #[cfg(feature = "engine")]

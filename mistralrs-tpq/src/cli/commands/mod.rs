@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub mod bench;
 #[cfg(feature = "engine")]
 pub mod calibrate;
 #[cfg(feature = "engine")]
