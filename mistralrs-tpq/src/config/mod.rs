@@ -19,6 +19,7 @@ mod error;
 mod peer;
 mod plan;
 mod raw;
+mod secret;
 mod topology;
 
 pub(crate) use error::nearest;
@@ -28,4 +29,6 @@ pub use plan::{
     Algorithm, CalibrationPlan, CodecPlan, ExchangePlan, Fraction, Group, Links, Nonfinite, OutlierCount, Plan,
 };
 pub use topology::{Environment, Membership, Topology, TopologySource};
-pub(crate) use topology::{PEERS as PEERS_VARIABLE, RANK as RANK_VARIABLE, WORLD_SIZE as WORLD_SIZE_VARIABLE};
+pub(crate) use topology::{
+    PEERS as PEERS_VARIABLE, RANK as RANK_VARIABLE, REJOIN as REJOIN_VARIABLE, WORLD_SIZE as WORLD_SIZE_VARIABLE,
+};
