@@ -40,6 +40,7 @@ impl GroupArgs {
             ranks,
             base_port: None,
             grace_s: 5.0,
+            restart: 0,
             quiet_workers: true,
             bare_rank_0: true,
             command,
