@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::{bail, ensure, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::calibrate::RangeObserver;
@@ -79,4 +80,25 @@ impl LayerError {
     pub fn sqnr_db(&self) -> f64 {
         10.0 * (self.signal_energy / self.error_energy).log10()
     }
+}
+
+/// Layers of each rank, checked to be the same set: `[rank][layer]`.
+///
+/// # Errors
+/// A rank whose layers differ from rank 0's.
+pub fn gathered_layers(replies: Vec<Reply>) -> Result<Vec<BTreeMap<String, crate::calibrate::RangeObserver>>> {
+    let mut ranks: Vec<LayerState> = Vec::with_capacity(replies.len());
+    for (rank, reply) in replies.into_iter().enumerate() {
+        let Reply::Layers(layers) = reply else {
+            bail!("rank {rank} answered something else than its layers")
+        };
+        if let Some(first) = ranks.first() {
+            ensure!(
+                first.keys().eq(layers.keys()),
+                "rank {rank} observed other layers than rank 0"
+            );
+        }
+        ranks.push(layers);
+    }
+    Ok(ranks)
 }

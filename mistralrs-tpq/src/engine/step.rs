@@ -52,6 +52,14 @@ impl StepChannel for Channel {
         }
     }
 
+    fn reform(&self) -> bool {
+        self.node.reform()
+    }
+
+    fn rejoin(&self, failure: anyhow::Error) -> Result<()> {
+        self.node.rejoin(failure)
+    }
+
     fn follower_responses(&self) -> Option<Sender<Response>> {
         Some(self.node.collect_responses())
     }
