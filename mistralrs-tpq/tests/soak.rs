@@ -103,9 +103,10 @@ fn assert_alike(digests: &[Vec<u8>]) {
 
 #[test]
 fn ranks_are_bit_identical_after_exchanges_of_alternating_shapes_encrypted_or_not() {
-    let plain = soak(1000, false);
-    assert_alike(&plain);
-    assert_eq!(soak(1000, true), plain);
+    assert_alike(&soak(1000, false));
+    let few = soak(200, false);
+    assert_alike(&few);
+    assert_eq!(soak(200, true), few);
 }
 
 #[test]

@@ -11,7 +11,6 @@
 //! ```
 
 mod choice;
-mod command;
 mod driver;
 mod fingerprint;
 mod group;
@@ -26,8 +25,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
+pub use crate::command::{gathered_layers, Command, LayerState, RankReport, Reply};
 pub use choice::CodecChoice;
-pub use command::{gathered_layers, Command, LayerState, RankReport, Reply};
 pub use driver::{Driver, ModelOptions, SequenceLogits};
 pub use fingerprint::model_fingerprint;
 pub use node::Node;

@@ -11,10 +11,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc::Sender;
 
 use super::choice::CodecChoice;
-use super::command::{Command, LayerError, LayerState, RankReport, Reply};
 use super::group::{Group, GroupSlot};
 use super::links::{self, Place};
 use super::step::COMMAND;
+use crate::command::{Command, LayerError, LayerState, RankReport, Reply};
 use crate::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables};
 use crate::config::{CodecPlan, Plan};
 use crate::exchange::{Communicator, ExchangeStats, Site};

@@ -16,11 +16,14 @@ pub struct Flow {
 /// Gets each piece of a flow; what it leaves in the vector is sent on.
 pub type Tamper = dyn FnMut(Flow, &mut Vec<u8>) + Send;
 
+/// Everything that the relayed ranks sent, in the order in which it came.
+type Seen = Mutex<Vec<(Flow, Vec<u8>)>>;
+type Tampering = Mutex<Option<Box<Tamper>>>;
+
 pub struct Proxy {
     pub address: SocketAddr,
-    /// Everything that the relayed ranks sent, in the order in which it came.
-    pub seen: Arc<Mutex<Vec<(Flow, Vec<u8>)>>>,
-    tamper: Arc<Mutex<Option<Box<Tamper>>>>,
+    seen: Arc<Seen>,
+    tamper: Arc<Tampering>,
 }
 
 impl Proxy {
@@ -65,8 +68,8 @@ fn relay(
     flow: Flow,
     mut from: TcpStream,
     mut to: TcpStream,
-    seen: &Mutex<Vec<(Flow, Vec<u8>)>>,
-    tamper: &Mutex<Option<Box<Tamper>>>,
+    seen: &Seen,
+    tamper: &Tampering,
 ) {
     let mut buffer = [0; 64 << 10];
     while let Ok(len @ 1..) = from.read(&mut buffer) {

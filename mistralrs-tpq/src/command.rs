@@ -1,4 +1,5 @@
-//! What rank 0 asks of the other ranks outside the engine's own steps, and what they answer.
+//! What rank 0 asks of the other ranks outside the engine's own steps, and what they answer. Without the engine, so that it can be
+//! fuzzed.
 
 use std::collections::BTreeMap;
 
@@ -29,6 +30,16 @@ pub enum Command {
     ResetReport,
     /// The group ends in good order.
     Shutdown,
+}
+
+impl Command {
+    /// From a peer's bytes, whose length the transport has limited.
+    ///
+    /// # Errors
+    /// Anything but the JSON of a command.
+    pub fn parse(bytes: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(bytes)
+    }
 }
 
 /// One rank's calibration state, by layer name.
