@@ -28,6 +28,7 @@ pub struct Global {
 pub enum Command {
     #[cfg(feature = "engine")]
     Calibrate(Box<super::commands::calibrate::CalibrateArgs>),
+    Doctor(super::commands::doctor::DoctorArgs),
     #[cfg(feature = "engine")]
     Eval(Box<super::commands::eval::EvalArgs>),
     Inspect(InspectArgs),

@@ -9,8 +9,8 @@ use mistralrs_quant::AllReduce;
 
 use super::node::Node;
 use super::provider::candle;
-use crate::command::LayerError;
 use crate::codec::{Codec, Values, ValuesMut};
+use crate::command::LayerError;
 use crate::exchange::Site;
 
 /// Sums one layer's partial sums over the ranks.

@@ -43,8 +43,7 @@ impl StepChannel for Channel {
                     return Ok(message);
                 }
                 Some(&COMMAND) => {
-                    let command =
-                        Command::parse(&message[1..]).context("rank 0 sent a command of another version")?;
+                    let command = Command::parse(&message[1..]).context("rank 0 sent a command of another version")?;
                     self.node.obey(command)?;
                 }
                 _ => bail!("rank 0 sent a step message with an unknown tag"),

@@ -64,13 +64,7 @@ impl Proxy {
     }
 }
 
-fn relay(
-    flow: Flow,
-    mut from: TcpStream,
-    mut to: TcpStream,
-    seen: &Seen,
-    tamper: &Tampering,
-) {
+fn relay(flow: Flow, mut from: TcpStream, mut to: TcpStream, seen: &Seen, tamper: &Tampering) {
     let mut buffer = [0; 64 << 10];
     while let Ok(len @ 1..) = from.read(&mut buffer) {
         let mut piece = buffer[..len].to_vec();

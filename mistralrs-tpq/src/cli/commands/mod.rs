@@ -2,9 +2,9 @@
 
 #[cfg(feature = "engine")]
 pub mod calibrate;
+pub mod doctor;
 #[cfg(feature = "engine")]
 pub mod eval;
-#[cfg(feature = "engine")]
 mod group;
 pub mod inspect;
 pub mod launch;
