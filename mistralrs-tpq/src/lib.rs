@@ -55,6 +55,7 @@
 //! Beside it: `config` and `manifest` say what to do, `calibrate` makes manifests, `eval` measures quality, `bench` speed, `report` and
 //! `cli` show it, `serve` is the HTTP server; `checkpoint` writes models with random weights to try all that on.
 
+pub mod command;
 #[cfg(feature = "engine")]
 pub mod engine;
 

@@ -4,6 +4,7 @@ use mistralrs_tpq::config::{
     read_table, table_text, CodecPlan, Environment, Nonfinite, OutlierCount, Plan, Topology, TopologySource,
 };
 use mistralrs_tpq::exchange::{Algorithm, LinkTable};
+use mistralrs_tpq::transport::tcp::Secret;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -488,9 +489,69 @@ fn addresses_beyond_this_host_need_consent() {
         message.starts_with("rank 1 (10.0.0.2:7700, from `group.peers` in conf/tpq.yaml) is not a loopback address"),
         "{message}"
     );
-    assert!(message.contains("`group.insecure: true`"), "{message}");
+    assert!(
+        message.contains("`group.insecure: true`") && message.contains("TPQ_SECRET_FILE"),
+        "{message}"
+    );
+    let secret = [("TPQ_SECRET", "0123456789abcdef0123456789abcdef")];
+    assert!(topology(open, &secret).is_ok());
     assert!(topology(&open.replace("rank: 0", "rank: 0, insecure: true"), &[]).is_ok());
     assert!(topology(NONE, &[("TPQ_RANK", "0"), ("TPQ_PEERS", "host:1")]).is_err());
+}
+
+#[test]
+fn the_secret_comes_from_the_environment_before_the_file_and_is_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let [a, b, c] = ["a", "b", "c"].map(|letter| letter.repeat(40));
+    let (named, configured) = (file("named", &format!("{b}\n")), file("configured", &c));
+    let plan = parse(&format!(
+        "version: 1\ncodec: {{kind: none}}\ngroup: {{secret_file: {configured}}}\n"
+    ));
+    let secret = |variables: &[(&str, &str)]| plan.secret(&variables.iter().copied().collect());
+    let expected = |text: &str| Some(Secret::new(text.as_bytes()).unwrap());
+    assert_eq!(
+        secret(&[("TPQ_SECRET", &a), ("TPQ_SECRET_FILE", &named)]).unwrap(),
+        expected(&a)
+    );
+    assert_eq!(secret(&[("TPQ_SECRET_FILE", &named)]).unwrap(), expected(&b));
+    assert_eq!(secret(&[]).unwrap(), expected(&c));
+    assert_eq!(parse(NONE).secret(&Environment::default()).unwrap(), None);
+
+    let short = secret(&[("TPQ_SECRET", "hunter2")]).unwrap_err().to_string();
+    assert!(
+        short.contains("TPQ_SECRET") && short.contains("at least 32") && !short.contains("hunter2"),
+        "{short}"
+    );
+    let missing = secret(&[("TPQ_SECRET_FILE", "/no/such/file")]).unwrap_err().to_string();
+    assert!(
+        missing.contains("/no/such/file") && missing.contains("TPQ_SECRET_FILE"),
+        "{missing}"
+    );
+    let large = file("large", &"x".repeat(5000));
+    assert!(secret(&[("TPQ_SECRET_FILE", &large)])
+        .unwrap_err()
+        .to_string()
+        .contains("4096"));
+    let environment: Environment = [("TPQ_SECRET", a.as_str())].into_iter().collect();
+    assert!(!format!("{environment:?} {plan:?}").contains("aaaa"));
+}
+
+#[test]
+fn a_lost_rank_may_come_back_where_the_file_or_the_launcher_says_so() {
+    let launcher: Environment = [("TPQ_REJOIN", "1")].into_iter().collect();
+    let alone = Environment::default();
+    let with = |rejoin: &str| {
+        parse(&format!(
+            "version: 1\ncodec: {{kind: none}}\ngroup: {{rejoin: {rejoin}}}\n"
+        ))
+    };
+    assert!(!parse(NONE).rejoins(&alone) && parse(NONE).rejoins(&launcher));
+    assert!(with("true").rejoins(&alone) && !with("false").rejoins(&launcher));
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod exchange;
 mod peer;
 mod plan;
 mod raw;
+mod secret;
 mod topology;
 
 pub(crate) use error::nearest;
@@ -28,4 +29,6 @@ pub use exchange::{read_table, table_text, ExchangePlan, Nonfinite};
 pub use peer::PeerAddr;
 pub use plan::{CalibrationPlan, CodecPlan, Fraction, Group, Links, OutlierCount, Plan};
 pub use topology::{Environment, Membership, Topology, TopologySource};
-pub(crate) use topology::{PEERS as PEERS_VARIABLE, RANK as RANK_VARIABLE, WORLD_SIZE as WORLD_SIZE_VARIABLE};
+pub(crate) use topology::{
+    PEERS as PEERS_VARIABLE, RANK as RANK_VARIABLE, REJOIN as REJOIN_VARIABLE, WORLD_SIZE as WORLD_SIZE_VARIABLE,
+};

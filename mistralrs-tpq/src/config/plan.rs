@@ -21,6 +21,8 @@ pub struct Plan {
     /// `None` when the file leaves the ranks to `tpq launch` or `RING_CONFIG`.
     pub group: Option<Group>,
     pub links: Links,
+    /// Absolute, or relative to the working directory. The environment may name another one: see [`Plan::secret`].
+    pub secret_file: Option<PathBuf>,
     pub codec: CodecPlan,
     pub exchange: ExchangePlan,
     pub calibration: CalibrationPlan,
@@ -41,6 +43,10 @@ pub struct Group {
 #[non_exhaustive]
 pub struct Links {
     pub insecure: bool,
+    /// Data connections too, not only those with prompts.
+    pub encrypt: bool,
+    /// A lost rank may come back: see [`Plan::rejoins`].
+    pub rejoin: Option<bool>,
     pub connect_timeout: Duration,
     /// The longest wait inside one exchange.
     pub timeout: Duration,
@@ -111,7 +117,10 @@ impl Plan {
             &[
                 "rank",
                 "peers",
+                "secret_file",
+                "encrypt",
                 "insecure",
+                "rejoin",
                 "connect_timeout_s",
                 "timeout_s",
                 "heartbeat_s",
@@ -121,6 +130,7 @@ impl Plan {
         Ok(Self {
             origin: origin.to_path_buf(),
             links: links(&group)?,
+            secret_file: path(&group, "secret_file", "the path of a file with the secret", origin)?,
             group: ranks(&group)?,
             codec: codec(&root.section("codec", &["kind", "manifest"])?, origin)?,
             exchange: ExchangePlan::parse(&root.section("exchange", &exchange::KEYS)?, origin)?,
@@ -237,6 +247,8 @@ fn links(group: &Section<'_>) -> Result<Links, ConfigError> {
     let busy_poll = group.integer("busy_poll_us", 0, defaults::BUSY_POLL_LIMIT_US)?;
     Ok(Links {
         insecure: group.boolean("insecure")?.unwrap_or(false),
+        encrypt: group.boolean("encrypt")?.unwrap_or(false),
+        rejoin: group.boolean("rejoin")?,
         connect_timeout: seconds(
             "connect_timeout_s",
             defaults::CONNECT_TIMEOUT_LIMITS_S,
@@ -300,11 +312,7 @@ fn codec(section: &Section<'_>, origin: &Path) -> Result<CodecPlan, ConfigError>
     }
     let kinds = [("none", Kind::None), ("paper", Kind::Paper), ("dynamic", Kind::Dynamic)];
     // Read for every kind, so that a bad path is reported before someone switches back to `paper`.
-    let manifest = match section.get("manifest") {
-        None => None,
-        Some(Value::String(path)) if !path.is_empty() => Some(origin.parent().unwrap_or(Path::new("")).join(path)),
-        Some(other) => return Err(section.wrong("manifest", other, "the path of a manifest.yaml")),
-    };
+    let manifest = path(section, "manifest", "the path of a manifest.yaml", origin)?;
     let kind = section.choice("kind", &kinds)?.ok_or_else(|| {
         section.missing(
             "kind",
@@ -320,6 +328,15 @@ fn codec(section: &Section<'_>, origin: &Path) -> Result<CodecPlan, ConfigError>
             "`kind: paper` needs the ranges of your model. Make them with `tpq calibrate` and name its manifest.yaml \
              here, or use `kind: dynamic`, which needs none",
         )),
+    }
+}
+
+/// A path in the file is relative to the file's folder.
+fn path(section: &Section<'_>, key: &str, expected: &str, origin: &Path) -> Result<Option<PathBuf>, ConfigError> {
+    match section.get(key) {
+        None => Ok(None),
+        Some(Value::String(path)) if !path.is_empty() => Ok(Some(origin.parent().unwrap_or(Path::new("")).join(path))),
+        Some(other) => Err(section.wrong(key, other, expected)),
     }
 }
 

@@ -15,11 +15,13 @@
 mod error;
 pub mod memory;
 pub mod tcp;
+mod timed;
 
 use std::fmt;
 use std::time::Duration;
 
 pub use error::TransportError;
+pub use timed::Timed;
 
 /// Ranks are indices below this. The hot path keeps one slot per rank on the stack instead of allocating.
 pub const MAX_RANKS: usize = 64;

@@ -3,9 +3,9 @@
 pub mod bench;
 #[cfg(feature = "engine")]
 pub mod calibrate;
+pub mod doctor;
 #[cfg(feature = "engine")]
 pub mod eval;
-#[cfg(feature = "engine")]
 mod group;
 pub mod inspect;
 pub mod launch;
