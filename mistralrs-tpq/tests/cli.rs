@@ -189,7 +189,11 @@ fn doctor_measures_every_link_and_reports_once() {
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{text}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();
     let links = report["links"].as_array().unwrap();
     let ranks: Vec<String> = links.iter().map(|link| link["ranks"].to_string()).collect();
@@ -198,7 +202,10 @@ fn doctor_measures_every_link_and_reports_once() {
         assert!(link["latency_us"].as_f64().unwrap() > 0.0 && link["up_mbit_s"].as_f64().unwrap() > 0.0);
         assert!(link["p99_us"].as_f64() >= link["latency_us"].as_f64());
     }
-    assert!(text.contains("everything is encrypted") && !text.contains("ssss"), "{text}");
+    assert!(
+        text.contains("everything is encrypted") && !text.contains("ssss"),
+        "{text}"
+    );
 }
 
 #[test]
