@@ -109,7 +109,15 @@ impl Plan {
     /// # Errors
     /// Text that is not YAML, unknown keys, and values that are out of range or do not fit together.
     pub fn parse(text: &str, origin: &Path) -> Result<Self, ConfigError> {
-        let document = Document::new(origin, text);
+        Self::read(&Document::new(origin, text), origin)
+    }
+
+    /// As [`Plan::parse`], from a table called `name` in a file of another program, whose reader has parsed it.
+    pub(super) fn from_table(name: &str, table: &Value, origin: &Path) -> Result<Self, ConfigError> {
+        Self::read(&Document::table(origin, name, table), origin)
+    }
+
+    fn read(document: &Document<'_>, origin: &Path) -> Result<Self, ConfigError> {
         let root = document.root(&["version", "group", "codec", "exchange", "calibration"])?;
         check_version(&root)?;
         let group = root.section(
