@@ -70,7 +70,7 @@ pub fn rows(rank: usize, rows: usize, features: usize, dtype: Dtype) -> Vec<f32>
     let values: Vec<f32> = (0..rows.min(PERIOD) * features)
         .map(|i| {
             let x = uniform() + uniform() + uniform() + uniform();
-            if i % features % 64 == 0 {
+            if (i % features).is_multiple_of(64) {
                 x * 10.0
             } else {
                 x
