@@ -59,7 +59,7 @@ impl Tensor {
     }
 }
 
-/// Up to [`PERIOD`] rows of `rank`'s partial sum: bell-shaped, every 64th feature ten times as large, as outliers are.
+/// Up to 16 rows of `rank`'s partial sum: bell-shaped, every 64th feature ten times as large, as outliers are.
 /// Rounded to `dtype`, so that every rank knows all inputs exactly.
 pub fn rows(rank: usize, rows: usize, features: usize, dtype: Dtype) -> Vec<f32> {
     let mut state = (rank as u32 + 1).wrapping_mul(0x9E37_79B9);
