@@ -104,7 +104,7 @@ def tpq_rows(network, args):
     peers = ",".join(f"{network.address(rank)}:7700" for rank in range(len(network.ranks)))
     size = str(args.tokens * args.features * 2)
     base = [args.tpq, "bench", "exchange", "--json", "--insecure", "--min-bytes", size, "--max-bytes", size]
-    base += ["--features", str(args.features), "--seconds", str(args.seconds)]
+    base += ["--gather-bits", str(args.gather_bits), "--features", str(args.features), "--seconds", str(args.seconds)]
     rows = []
     for extra in (["--codec", "none"], ["--codec", "paper,dynamic", "--algorithm", args.algorithm]):
         rows += run_ranks(
@@ -134,6 +134,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--features", type=int, default=4096)
     parser.add_argument("--algorithm", default="auto,one_shot,two_shot,ring,doubling")
+    parser.add_argument("--gather-bits", type=int, default=8, help="of the second stage, 4 or 8")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each row")
     parser.add_argument("--gloo", action="store_true", help="also torch.distributed's Gloo, BF16")
     parser.add_argument("--tpq", default=os.path.join(ROOT, "target", "release", "tpq"))
