@@ -59,7 +59,7 @@ impl Tensor {
     }
 }
 
-/// Up to [`PERIOD`] rows of `rank`'s partial sum: bell-shaped, every 64th feature ten times as large, as outliers are.
+/// Up to 16 rows of `rank`'s partial sum: bell-shaped, every 64th feature ten times as large, as outliers are.
 /// Rounded to `dtype`, so that every rank knows all inputs exactly.
 pub fn rows(rank: usize, rows: usize, features: usize, dtype: Dtype) -> Vec<f32> {
     let mut state = (rank as u32 + 1).wrapping_mul(0x9E37_79B9);
@@ -70,7 +70,7 @@ pub fn rows(rank: usize, rows: usize, features: usize, dtype: Dtype) -> Vec<f32>
     let values: Vec<f32> = (0..rows.min(PERIOD) * features)
         .map(|i| {
             let x = uniform() + uniform() + uniform() + uniform();
-            if i % features % 64 == 0 {
+            if (i % features).is_multiple_of(64) {
                 x * 10.0
             } else {
                 x

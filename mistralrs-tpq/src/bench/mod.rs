@@ -5,11 +5,10 @@
 
 pub mod codec;
 pub mod exchange;
-mod inputs;
+pub mod inputs;
 pub mod table;
 
 pub use exchange::{Case, Row};
-pub use inputs::Tensor;
 
 /// The value at `share` of sorted `values`; zero when there are none.
 pub fn quantile(values: &mut [f64], share: f64) -> f64 {

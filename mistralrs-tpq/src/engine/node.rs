@@ -316,9 +316,11 @@ impl Node {
                 }
             }
             Command::Shutdown => {
-                // Rank 0 leaves first: a rank that left while others are still being told would look lost.
-                let _ = self
-                    .group()?
+                // Rank 0 leaves first, once every rank has said that it knows: a rank that left while others are still
+                // being told would look lost to them.
+                let group = self.group()?;
+                let _ = group.transport.send_message(0, &[]);
+                let _ = group
                     .transport
                     .recv_message(0, Patience::Total(self.plan.links.timeout));
                 return Err(GroupEnded.into());
@@ -473,10 +475,24 @@ impl Node {
             .collect()
     }
 
+    /// Rank 0: returns when every rank knows that the group ends. Answers to earlier commands that nobody took are passed over.
+    fn tell_the_end(&self) -> Result<()> {
+        self.command(&Command::Shutdown)?;
+        let group = self.group()?;
+        for rank in 1..self.world_size() {
+            while !group
+                .transport
+                .recv_message(rank, Patience::Total(self.plan.links.timeout))?
+                .is_empty()
+            {}
+        }
+        Ok(())
+    }
+
     /// Ends the group in good order (rank 0); the other ranks exit with 0.
     pub fn shutdown(&self) {
         if self.rank() == 0 && self.slot.current().is_some() {
-            if let Err(error) = self.command(&Command::Shutdown) {
+            if let Err(error) = self.tell_the_end() {
                 tracing::warn!("could not tell the other ranks to end: {error:#}");
             }
             self.slot.close();

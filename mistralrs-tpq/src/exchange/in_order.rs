@@ -154,6 +154,10 @@ impl<'a, 'o> Delivery<'a, 'o> {
         block: &'a mut Vec<f32>,
         output: &'a mut ValuesMut<'o>,
     ) -> Self {
+        // Now and not when it is needed: how much arrives at once differs from exchange to exchange.
+        let of_slice = |index| slices.rows(index).min(block_rows(slices.width(index))) * slices.width(index);
+        block.clear();
+        block.reserve((0..slices.ways()).map(of_slice).max().unwrap_or(0));
         Self {
             slices,
             dtype,

@@ -36,6 +36,10 @@ impl<'a> Slices<'a> {
         }
     }
 
+    pub(super) const fn ways(&self) -> usize {
+        self.ways
+    }
+
     /// The codec of rows of slice `index`.
     pub(super) fn codec(&self, index: usize) -> &dyn Codec {
         self.split.as_ref().map_or(self.codec, |split| &*split[index])

@@ -69,7 +69,7 @@ pub(super) fn encode_sum(
     let width = codec.features();
     let body_len = frame.len() - FRAME_TRAILER_LEN;
     let row_len = codec.payload_len(1, call.dtype).max(1);
-    let rows = if width == 0 { 0 } else { sum.len() / width };
+    let rows = sum.len().checked_div(width).unwrap_or(0);
     let step = if body_len < STREAM_BYTES {
         rows
     } else {

@@ -58,6 +58,10 @@ impl Transport for Timed {
         self.inner.transfer(sends, recvs, deadline, &mut noted)
     }
 
+    fn offer(&self, send: &SendOp<'_>) -> Result<usize, TransportError> {
+        self.inner.offer(send)
+    }
+
     fn send_message(&self, to: usize, body: &[u8]) -> Result<(), TransportError> {
         self.inner.send_message(to, body)
     }

@@ -92,7 +92,7 @@ pub struct ExchangeArgs {
     )]
     algorithm: Vec<String>,
     /// Bits of a code in the second stage, 4 or 8
-    #[arg(long, value_name = "BITS", default_value_t = 4, value_parser = clap::value_parser!(u32).range(4..=8))]
+    #[arg(long, value_name = "BITS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(4..=8))]
     gather_bits: u32,
     /// Seconds for each row
     #[arg(long, value_name = "S", default_value_t = 0.3)]
