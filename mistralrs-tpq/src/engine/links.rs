@@ -80,5 +80,6 @@ pub(super) const fn codec_name(codec: &CodecPlan) -> &'static str {
         CodecPlan::None => "none",
         CodecPlan::Paper { .. } => "paper",
         CodecPlan::Dynamic => "dynamic",
+        CodecPlan::Rd { .. } => "rd",
     }
 }

@@ -13,10 +13,11 @@ use tokio::sync::mpsc::Sender;
 use super::command::{Command, LayerError, LayerState, RankReport, Reply};
 use super::links::{self, Place};
 use super::step::COMMAND;
-use crate::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables};
+use crate::calibrate::rd_tables;
+use crate::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables, Rd};
 use crate::config::{CodecPlan, Plan};
 use crate::exchange::{Communicator, ExchangeStats, Site};
-use crate::manifest::{Digest, Expected, Manifest};
+use crate::manifest::{Digest, Expected, Manifest, ManifestError};
 use crate::transport::{Patience, Transport};
 use crate::wire::Identity;
 
@@ -35,7 +36,7 @@ impl CodecChoice {
     /// A manifest that cannot be read or does not hold together.
     pub fn load(label: &str, codec: CodecPlan) -> Result<Self> {
         let manifest = match &codec {
-            CodecPlan::Paper { manifest } => Some(Manifest::load(manifest)?),
+            CodecPlan::Paper { manifest } | CodecPlan::Rd { manifest, .. } => Some(Manifest::load(manifest)?),
             CodecPlan::None | CodecPlan::Dynamic => None,
         };
         Ok(Self {
@@ -108,10 +109,14 @@ impl Node {
     pub(super) fn new(plan: Plan, place: Place) -> Result<Self> {
         let configured = CodecChoice::load("configured", plan.codec.clone())?;
         let lossless = CodecChoice::load("lossless", CodecPlan::None)?;
+        let mut choices = vec![configured, lossless];
+        for (label, codec) in &plan.alternatives {
+            choices.push(CodecChoice::load(label, codec.clone())?);
+        }
         Ok(Self {
             plan,
             place,
-            choices: vec![configured, lossless],
+            choices,
             selected: AtomicUsize::new(Self::CONFIGURED),
             observing: AtomicBool::new(false),
             verifying: AtomicBool::new(false),
@@ -137,9 +142,14 @@ impl Node {
         self.place.peers.len()
     }
 
-    /// `none`, `paper` or `dynamic`, as configured.
+    /// `none`, `paper`, `dynamic` or `rd`, as configured.
     pub fn codec_name(&self) -> &'static str {
         links::codec_name(&self.plan.codec)
+    }
+
+    /// The codec of one choice, by name.
+    pub fn choice_name(&self, choice: usize) -> &'static str {
+        links::codec_name(&self.choices[choice].codec)
     }
 
     pub fn choices(&self) -> &[CodecChoice] {
@@ -198,7 +208,15 @@ impl Node {
             true => manifests.finalize().into(),
             false => [0; 32],
         };
-        let codec = self.codec_name().to_owned();
+        let names: Vec<&str> = self
+            .choices
+            .iter()
+            .map(|choice| links::codec_name(&choice.codec))
+            .collect();
+        let codec = match self.plan.alternatives.is_empty() {
+            true => self.codec_name().to_owned(),
+            false => names.join("+"),
+        };
         Identity {
             dtype,
             model,
@@ -501,6 +519,14 @@ impl Node {
                     ranges,
                     layer.outliers().to_vec(),
                 )?)))
+            }
+            (CodecPlan::Rd { bits, .. }, Some(manifest)) => {
+                let layer = manifest.require(layer, features)?;
+                if layer.curves().is_empty() {
+                    let layer = layer.name().to_owned();
+                    return Err(ManifestError::NoCurves { layer }.into());
+                }
+                Ok(Arc::new(Rd::new(rd_tables(layer.curves(), features, *bits)?)))
             }
             _ => Ok(Arc::new(NoCodec::new(features))),
         }
