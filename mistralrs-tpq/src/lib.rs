@@ -52,7 +52,7 @@
 //!  exchange  ·················· one_shot, lossless: who sends what to whom ··················
 //! ```
 //!
-//! Beside it: `config` and `manifest` say what to do, `calibrate` makes manifests, `eval` measures quality, `report` and
+//! Beside it: `cuda` has the codec's kernels for GPUs, `config` and `manifest` say what to do, `calibrate` makes manifests, `eval` measures quality, `report` and
 //! `cli` show it, `serve` is the HTTP server; `checkpoint` writes models with random weights to try all that on.
 
 #[cfg(feature = "engine")]
@@ -65,6 +65,8 @@ pub mod wire;
 pub mod transport;
 
 pub mod exchange;
+
+pub mod cuda;
 
 pub mod config;
 pub mod manifest;
