@@ -49,12 +49,14 @@
 //!  codec                          └> encode ── payload      decode ──┘ + own dequantized copy,
 //!  wire                                         header + payload        in rank order, f32
 //!  transport                                    TCP mesh, memory
-//!  exchange  ·················· one_shot, lossless: who sends what to whom ··················
+//!  exchange  ·················· one_shot, two_shot, ring, doubling, lossless ··················
 //! ```
 //!
-//! Beside it: `cuda` has the codec's kernels for GPUs, `config` and `manifest` say what to do, `calibrate` makes manifests, `eval` measures quality, `report` and
-//! `cli` show it, `serve` is the HTTP server; `checkpoint` writes models with random weights to try all that on.
+//! Beside it: `cuda` has the codec's kernels for GPUs, `config` and `manifest` say what to do, `calibrate` makes manifests,
+//! `eval` measures quality, `bench` speed, `report` and `cli` show it, `serve` is the HTTP server; `checkpoint` writes models
+//! with random weights to try all that on.
 
+pub mod command;
 #[cfg(feature = "engine")]
 pub mod engine;
 
@@ -71,6 +73,7 @@ pub mod cuda;
 pub mod config;
 pub mod manifest;
 
+pub mod bench;
 pub mod calibrate;
 pub mod checkpoint;
 pub mod eval;

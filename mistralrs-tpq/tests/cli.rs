@@ -172,3 +172,64 @@ fn wrong_usage_exits_2() {
         .code(2)
         .stderr(contains("65535"));
 }
+
+#[test]
+fn doctor_measures_every_link_and_reports_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("tpq.yaml");
+    std::fs::write(
+        &config,
+        "version: 1\ncodec: {kind: dynamic}\ngroup: {connect_timeout_s: 30, encrypt: true}\n",
+    )
+    .unwrap();
+    let output = tpq()
+        .args(["doctor", "-n", "3", "--json", "--config"])
+        .arg(&config)
+        .env("TPQ_SECRET", "s".repeat(40))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{text}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let links = report["links"].as_array().unwrap();
+    let ranks: Vec<String> = links.iter().map(|link| link["ranks"].to_string()).collect();
+    assert_eq!(ranks, ["[0,1]", "[0,2]", "[1,2]"]);
+    for link in links {
+        assert!(link["latency_us"].as_f64().unwrap() > 0.0 && link["up_mbit_s"].as_f64().unwrap() > 0.0);
+        assert!(link["p99_us"].as_f64() >= link["latency_us"].as_f64());
+    }
+    assert!(
+        text.contains("everything is encrypted") && !text.contains("ssss"),
+        "{text}"
+    );
+}
+
+#[test]
+fn doctor_says_what_to_fix() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("tpq.yaml");
+    let doctor = |group: &str, variables: &[(&str, &str)]| {
+        std::fs::write(
+            &config,
+            format!("version: 1\ncodec: {{kind: dynamic}}\ngroup: {{connect_timeout_s: 0.3{group}}}\n"),
+        )
+        .unwrap();
+        let mut command = tpq();
+        command.args(["doctor", "--config"]).arg(&config);
+        variables.iter().for_each(|(name, value)| {
+            command.env(name, value);
+        });
+        command.assert()
+    };
+    doctor("", &[]).code(2).stderr(contains("give -n"));
+    doctor(", rank: 0, peers: [\"10.0.0.1:7700\", \"10.0.0.2:7700\"]", &[])
+        .code(2)
+        .stderr(contains("openssl rand -hex 32"));
+    doctor("", &[("TPQ_RANK", "1"), ("TPQ_PEERS", "127.0.0.1:9,127.0.0.1:17990")])
+        .code(1)
+        .stderr(contains("rank 0 at 127.0.0.1:9 did not join within"));
+}

@@ -1,8 +1,10 @@
 //! `tpq.yaml` and the environment: what loads, and what each mistake is answered with.
 
 use mistralrs_tpq::config::{
-    Algorithm, CodecPlan, Environment, Nonfinite, OutlierCount, Plan, Topology, TopologySource,
+    read_table, table_text, CodecPlan, Environment, Nonfinite, OutlierCount, Plan, Topology, TopologySource,
 };
+use mistralrs_tpq::exchange::{Algorithm, LinkTable};
+use mistralrs_tpq::transport::tcp::Secret;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -144,7 +146,7 @@ fn an_unknown_key_names_file_line_path_and_the_nearest_key() {
     assert_eq!(
         error_in("exchange:\n  # a comment\n  algoritm: auto"),
         "conf/tpq.yaml:5: unknown key `exchange.algoritm`, did you mean `exchange.algorithm`?; \
-         keys here: algorithm, nonfinite, min_tokens, prefill_only"
+         keys here: algorithm, gather_bits, nonfinite, min_tokens, min_bytes, prefill_only, table"
     );
     let top = error_in("codecs: {kind: none}");
     assert!(
@@ -240,8 +242,8 @@ fn paper_without_a_manifest_names_the_command_that_makes_one() {
 fn every_wrong_value_names_key_value_and_expected() {
     for (body, expected) in [
         (
-            "exchange: {algorithm: ring}",
-            "`exchange.algorithm` is `ring`, expected one of auto, one_shot, lossless",
+            "exchange: {algorithm: rings}",
+            "`exchange.algorithm` is `rings`, expected one of auto, one_shot, two_shot, ring, doubling, lossless (did you mean `ring`?)",
         ),
         (
             "exchange: {nonfinite: ignore}",
@@ -487,9 +489,69 @@ fn addresses_beyond_this_host_need_consent() {
         message.starts_with("rank 1 (10.0.0.2:7700, from `group.peers` in conf/tpq.yaml) is not a loopback address"),
         "{message}"
     );
-    assert!(message.contains("`group.insecure: true`"), "{message}");
+    assert!(
+        message.contains("`group.insecure: true`") && message.contains("TPQ_SECRET_FILE"),
+        "{message}"
+    );
+    let secret = [("TPQ_SECRET", "0123456789abcdef0123456789abcdef")];
+    assert!(topology(open, &secret).is_ok());
     assert!(topology(&open.replace("rank: 0", "rank: 0, insecure: true"), &[]).is_ok());
     assert!(topology(NONE, &[("TPQ_RANK", "0"), ("TPQ_PEERS", "host:1")]).is_err());
+}
+
+#[test]
+fn the_secret_comes_from_the_environment_before_the_file_and_is_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let [a, b, c] = ["a", "b", "c"].map(|letter| letter.repeat(40));
+    let (named, configured) = (file("named", &format!("{b}\n")), file("configured", &c));
+    let plan = parse(&format!(
+        "version: 1\ncodec: {{kind: none}}\ngroup: {{secret_file: {configured}}}\n"
+    ));
+    let secret = |variables: &[(&str, &str)]| plan.secret(&variables.iter().copied().collect());
+    let expected = |text: &str| Some(Secret::new(text.as_bytes()).unwrap());
+    assert_eq!(
+        secret(&[("TPQ_SECRET", &a), ("TPQ_SECRET_FILE", &named)]).unwrap(),
+        expected(&a)
+    );
+    assert_eq!(secret(&[("TPQ_SECRET_FILE", &named)]).unwrap(), expected(&b));
+    assert_eq!(secret(&[]).unwrap(), expected(&c));
+    assert_eq!(parse(NONE).secret(&Environment::default()).unwrap(), None);
+
+    let short = secret(&[("TPQ_SECRET", "hunter2")]).unwrap_err().to_string();
+    assert!(
+        short.contains("TPQ_SECRET") && short.contains("at least 32") && !short.contains("hunter2"),
+        "{short}"
+    );
+    let missing = secret(&[("TPQ_SECRET_FILE", "/no/such/file")]).unwrap_err().to_string();
+    assert!(
+        missing.contains("/no/such/file") && missing.contains("TPQ_SECRET_FILE"),
+        "{missing}"
+    );
+    let large = file("large", &"x".repeat(5000));
+    assert!(secret(&[("TPQ_SECRET_FILE", &large)])
+        .unwrap_err()
+        .to_string()
+        .contains("4096"));
+    let environment: Environment = [("TPQ_SECRET", a.as_str())].into_iter().collect();
+    assert!(!format!("{environment:?} {plan:?}").contains("aaaa"));
+}
+
+#[test]
+fn a_lost_rank_may_come_back_where_the_file_or_the_launcher_says_so() {
+    let launcher: Environment = [("TPQ_REJOIN", "1")].into_iter().collect();
+    let alone = Environment::default();
+    let with = |rejoin: &str| {
+        parse(&format!(
+            "version: 1\ncodec: {{kind: none}}\ngroup: {{rejoin: {rejoin}}}\n"
+        ))
+    };
+    assert!(!parse(NONE).rejoins(&alone) && parse(NONE).rejoins(&launcher));
+    assert!(with("true").rejoins(&alone) && !with("false").rejoins(&launcher));
 }
 
 #[test]
@@ -515,6 +577,9 @@ fn the_policy_digest_covers_what_ranks_must_agree_on_and_nothing_else() {
         "algorithm: lossless",
         "nonfinite: fallback",
         "min_tokens: 1",
+        "algorithm: two_shot",
+        "gather_bits: 4",
+        "min_bytes: 1",
         "prefill_only: true",
     ] {
         all.push(digest(&format!("{NONE}exchange: {{{exchange}}}\n")));
@@ -522,5 +587,42 @@ fn the_policy_digest_covers_what_ranks_must_agree_on_and_nothing_else() {
     let distinct: std::collections::BTreeSet<_> = all.iter().collect();
     assert_eq!(distinct.len(), all.len());
     // Pinned: ranks of different builds compare it.
-    assert_eq!(base.short(), "1ac16b52");
+    assert_eq!(base.short(), "678947a3");
+}
+
+#[test]
+fn a_table_comes_back_as_written_and_changes_the_policy_digest() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = LinkTable {
+        latency_ns: 31_000,
+        message_ns: 2_500,
+        kbyte_per_s: 1_190_000,
+    };
+    std::fs::write(folder.path().join("link.yaml"), table_text(&table)).unwrap();
+    let plan = |text: &str| Plan::parse(text, &folder.path().join("tpq.yaml")).unwrap();
+    let with_table = plan(&format!("{NONE}exchange: {{table: link.yaml}}\n"));
+    assert_eq!(with_table.exchange.table, table);
+    assert_ne!(with_table.policy_digest(), plan(NONE).policy_digest());
+}
+
+#[test]
+fn a_table_that_is_not_one_is_refused_with_file_and_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("link.yaml");
+    for (text, expected) in [
+        ("version: 1\nlatency_ns: 1\nmessage_ns: 1\n", "`kbyte_per_s` is missing"),
+        ("version: 1\nlatency_ns: -4\n", "`latency_ns` is -4"),
+        (
+            "version: 1\nlatency_us: 4\n",
+            "unknown key `latency_us`, did you mean `latency_ns`?",
+        ),
+        (
+            "version: 1\nlatency_ns: 1\nmessage_ns: 1\nkbyte_per_s: 0\n",
+            "`kbyte_per_s` is 0",
+        ),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let message = read_table(&path).unwrap_err().to_string();
+        assert!(message.contains("link.yaml") && message.contains(expected), "{message}");
+    }
 }

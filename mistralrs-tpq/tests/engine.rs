@@ -11,8 +11,12 @@ mod architectures;
 mod calibration;
 #[path = "engine/install.rs"]
 mod install;
+#[path = "engine/load.rs"]
+mod load;
 #[path = "engine/quality.rs"]
 mod quality;
+#[path = "engine/recovery.rs"]
+mod recovery;
 #[path = "engine/refusals.rs"]
 mod refusals;
 #[path = "engine/runs.rs"]

@@ -141,6 +141,36 @@ fn quiet_workers_keep_their_errors() {
 }
 
 #[test]
+fn a_rank_that_fails_is_started_again_and_the_others_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!(
+        "cd {}; if [ $TPQ_RANK = 1 ]; then echo x >> tries; [ $(wc -l < tries) -lt 3 ] && exit 7; touch ok; exit 0; fi; \
+         echo start; while [ ! -e ok ]; do sleep 0.05; done; echo rejoin $TPQ_REJOIN",
+        folder.path().display()
+    );
+    let (output, _) = launch(&["-n", "2", "--restart=2"], &script);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "[rank 0] start\n[rank 0] rejoin 1\n");
+    let notes = text(&output.stderr);
+    assert!(
+        notes.contains("rank 1 exited with code 7; starting it again (2 of 2)"),
+        "{notes}"
+    );
+}
+
+#[test]
+fn a_rank_that_has_used_up_its_restarts_stops_the_others() {
+    let script = "[ $TPQ_RANK = 1 ] && exit 3; exec sleep 60";
+    let (output, _) = launch(&["-n", "2", "--restart=1"], script);
+    assert_eq!(output.status.code(), Some(3));
+    let notes = text(&output.stderr);
+    assert!(
+        notes.contains("starting it again (1 of 1)") && notes.contains("stopping the others"),
+        "{notes}"
+    );
+}
+
+#[test]
 fn json_output_is_one_object_a_line() {
     let (output, _) = launch(
         &["-n", "2", "--json"],

@@ -26,8 +26,10 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Bench(Box<super::commands::bench::BenchArgs>),
     #[cfg(feature = "engine")]
     Calibrate(Box<super::commands::calibrate::CalibrateArgs>),
+    Doctor(super::commands::doctor::DoctorArgs),
     #[cfg(feature = "engine")]
     Eval(Box<super::commands::eval::EvalArgs>),
     Inspect(InspectArgs),
@@ -86,6 +88,10 @@ pub struct LaunchArgs {
     /// after rank 0
     #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
     pub grace_s: f64,
+    /// Start a rank that failed again, up to N times each [10 when N is left out], instead of stopping the others. They wait for it
+    /// (TPQ_REJOIN=1, see `group.rejoin`): requests in flight fail, later ones are served again. Example: --restart=3
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_value_t = 0, default_missing_value = "10", hide_default_value = true)]
+    pub restart: u32,
     /// Drop stdout of all ranks but 0; their stderr is still shown
     #[arg(long)]
     pub quiet_workers: bool,

@@ -31,8 +31,10 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command, global: &Global) -> Result<u8, CliError> {
     match command {
+        Command::Bench(args) => commands::bench::run(&args, global),
         #[cfg(feature = "engine")]
         Command::Calibrate(args) => commands::calibrate::run(&args, global),
+        Command::Doctor(args) => commands::doctor::run(&args, global),
         #[cfg(feature = "engine")]
         Command::Eval(args) => commands::eval::run(&args, global),
         Command::Inspect(args) => commands::inspect::run(&args, global).map(|()| 0),

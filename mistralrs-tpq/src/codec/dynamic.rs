@@ -6,6 +6,7 @@
 //! of 8 * 65504 on; here it is BF16.
 
 use super::scalar::{self, BadWord, GROUP};
+use super::split::{Split, Splits};
 use super::values::Element;
 use super::{assert_one_row, bound, rows_to_decode, rows_to_encode};
 use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Level, Values};
@@ -16,6 +17,7 @@ pub struct Dynamic {
     features: usize,
     row_len: usize,
     level: Level,
+    splits: Splits,
 }
 
 impl Dynamic {
@@ -25,13 +27,18 @@ impl Dynamic {
             features,
             row_len,
             level: Level::best(),
+            splits: Splits::default(),
         }
     }
 
     /// The same codec on other instructions: the same bits, at another speed.
     #[must_use]
     pub fn with_level(self, level: Level) -> Self {
-        Self { level, ..self }
+        Self {
+            level,
+            splits: Splits::default(),
+            ..self
+        }
     }
 
     fn encode_rows<T: Element>(&self, values: &[T], payload: &mut [u8]) -> EncodeStats {
@@ -106,5 +113,10 @@ impl Codec for Dynamic {
                 *bound = bound::with_bf16_saturation(x, of_code);
             }
         }
+    }
+
+    fn split(&self, ways: usize) -> Option<Split> {
+        let part = |start, end| Box::new(Self::new(end - start).with_level(self.level)) as Box<dyn Codec>;
+        Some(self.splits.get(self.features, ways, part))
     }
 }

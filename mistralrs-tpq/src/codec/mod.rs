@@ -8,6 +8,7 @@
 //! | [`NoCodec`] | E raw elements | 8192 (BF16), 16384 (F32) | 16, 32 |
 //! | [`Paper`], k = 64 | E - k codes of 4 bits, k BF16 | 2016 + 128 = 2144 | 4.1875 |
 //! | [`Dynamic`] | E codes of 4 bits, E / 32 BF16 scales | 2048 + 256 = 2304 | 4.5 |
+//! | [`Dynamic8`] | E codes of 8 bits, E / 32 BF16 scales; for sums, not chosen by users | 4096 + 256 = 4352 | 8.5 |
 //!
 //! Numbers are little endian; of two 4-bit codes the first is the low nibble. `scalar.rs` is the specification of every
 //! bit; `simd/` follows it exactly, so ranks with different processors end with the same sums. Nothing here passes
@@ -15,16 +16,20 @@
 
 mod bound;
 mod dynamic;
+mod dynamic8;
 mod none;
 mod paper;
 mod scalar;
 mod simd;
+mod split;
 mod values;
 
 pub use dynamic::Dynamic;
+pub use dynamic8::Dynamic8;
 pub use none::NoCodec;
 pub use paper::{Paper, PaperTables, PaperTablesError};
 pub use simd::Level;
+pub use split::{split_bounds, Split};
 pub use values::{Dtype, Values, ValuesMut};
 
 /// What `encode` saw; summed over a call.
@@ -87,6 +92,13 @@ pub trait Codec: std::fmt::Debug + Send + Sync {
     /// # Panics
     /// When `row` or `bound` is not one row, or there are no tables for `rank`: a caller's bug.
     fn error_bound(&self, rank: usize, row: &[f32], bound: &mut [f32]);
+
+    /// The codec cut into `ways` by features, at [`split_bounds`]: for exchanges of fewer tokens than ranks. Made at the
+    /// first call and kept. `None`: this codec cannot be cut, and such exchanges are cut by tokens, unevenly.
+    fn split(&self, ways: usize) -> Option<Split> {
+        let _ = ways;
+        None
+    }
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

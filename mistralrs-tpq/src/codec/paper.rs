@@ -4,6 +4,7 @@
 //! indices are calibrated, so no side information travels. Rows are whole bytes: an odd E - k adds half a byte a row.
 
 use super::scalar::{self, BadWord, PaperRow};
+use super::split::{Split, Splits};
 use super::values::Element;
 use super::{assert_one_row, bound, rows_to_decode, rows_to_encode};
 use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Level, Values};
@@ -57,13 +58,7 @@ impl PaperTables {
     pub fn new(ranges: Vec<Vec<f32>>, outliers: Vec<u32>) -> Result<Self, PaperTablesError> {
         let features = ranges.first().ok_or(PaperTablesError::NoRanks)?.len();
         check_outliers(features, &outliers)?;
-        let slots = features - outliers.len();
-        let below = outliers.partition_point(|&o| (o as usize) < slots);
-        let mut tail_outliers = outliers[below..].iter().peekable();
-        let displaced = (slots..features)
-            .map(|feature| feature as u32)
-            .filter(|feature| tail_outliers.next_if_eq(&feature).is_none())
-            .collect();
+        let displaced = displaced(features, &outliers);
         let ranks = ranges.into_iter().enumerate();
         let ranks = ranks
             .map(|(rank, ranges)| RankTable::new(rank, features, ranges, &outliers))
@@ -74,6 +69,28 @@ impl PaperTables {
             displaced,
             ranks,
         })
+    }
+
+    /// The tables of features `start..end`, as features from 0.
+    fn slice(&self, start: usize, end: usize) -> Self {
+        let within = |features: &[u32]| -> Vec<u32> {
+            let kept = features.iter().map(|feature| *feature as usize);
+            kept.filter(|feature| (start..end).contains(feature))
+                .map(|feature| (feature - start) as u32)
+                .collect()
+        };
+        let outliers = within(&self.outliers);
+        let ranks = self.ranks.iter().map(|table| RankTable {
+            steps: table.steps[start..end].to_vec(),
+            inv_steps: table.inv_steps[start..end].to_vec(),
+            dead: within(&table.dead),
+        });
+        Self {
+            features: end - start,
+            displaced: displaced(end - start, &outliers),
+            outliers,
+            ranks: ranks.collect(),
+        }
     }
 
     /// E.
@@ -150,6 +167,17 @@ impl RankTable {
     }
 }
 
+/// See [`PaperRow::displaced`].
+fn displaced(features: usize, outliers: &[u32]) -> Vec<u32> {
+    let slots = features - outliers.len();
+    let below = outliers.partition_point(|&o| (o as usize) < slots);
+    let mut tail_outliers = outliers[below..].iter().peekable();
+    (slots..features)
+        .map(|feature| feature as u32)
+        .filter(|feature| tail_outliers.next_if_eq(&feature).is_none())
+        .collect()
+}
+
 fn check_outliers(features: usize, outliers: &[u32]) -> Result<(), PaperTablesError> {
     if outliers.len() > features {
         return Err(PaperTablesError::TooManyOutliers {
@@ -184,6 +212,7 @@ pub struct Paper {
     tables: PaperTables,
     row_len: usize,
     level: Level,
+    splits: Splits,
 }
 
 impl Paper {
@@ -194,13 +223,18 @@ impl Paper {
             tables,
             row_len,
             level: Level::best(),
+            splits: Splits::default(),
         }
     }
 
     /// The same codec on other instructions: the same bits, at another speed.
     #[must_use]
     pub fn with_level(self, level: Level) -> Self {
-        Self { level, ..self }
+        Self {
+            level,
+            splits: Splits::default(),
+            ..self
+        }
     }
 
     pub fn tables(&self) -> &PaperTables {
@@ -280,5 +314,13 @@ impl Codec for Paper {
         for &outlier in table.outliers {
             bound[outlier as usize] = bound::of_bf16(row[outlier as usize]);
         }
+    }
+
+    fn split(&self, ways: usize) -> Option<Split> {
+        let part = |start, end| {
+            let part = Self::new(self.tables.slice(start, end)).with_level(self.level);
+            Box::new(part) as Box<dyn Codec>
+        };
+        Some(self.splits.get(self.tables.features, ways, part))
     }
 }

@@ -71,15 +71,19 @@ pub enum ConfigError {
     },
 
     #[error(
-        "rank {rank} ({peer}, from {peers_from}) is not a loopback address, and links between ranks are neither \
-         encrypted nor authenticated: who reaches that port can read prompts and change answers. On a network you \
-         trust, set `group.insecure: true`"
+        "rank {rank} ({peer}, from {peers_from}) is not a loopback address, and the group has no secret: who reaches that \
+         port could read prompts and change answers. Make one with `openssl rand -hex 32` and give it to all ranks \
+         (TPQ_SECRET_FILE, TPQ_SECRET or `group.secret_file`). On a network you trust, `group.insecure: true` does without"
     )]
     Unprotected {
         rank: usize,
         peer: String,
         peers_from: String,
     },
+
+    /// `reason` never holds the secret.
+    #[error("the secret from {from} {reason}")]
+    Secret { from: String, reason: String },
 
     #[error("layer {layer}: {k} outliers of {features} features, expected fewer outliers than features (`calibration.outliers.k`)")]
     TooManyOutliers { layer: String, k: usize, features: usize },

@@ -1,7 +1,7 @@
 //! One YAML file -> a [`Plan`], valid by construction.
 //!
 //! `raw` reads the file key by key and refuses what it does not know, `plan` checks each value, `defaults` holds every
-//! default with its reason, and `topology` decides which rank this process is. Nothing here opens a socket or reads the
+//! default with its reason, `topology` decides which rank this process is, and `source` which file holds when several do. Nothing here opens a socket or reads the
 //! manifest: the plan names it, [`crate::manifest`] loads it.
 //!
 //! ```
@@ -16,16 +16,21 @@
 
 pub mod defaults;
 mod error;
+mod exchange;
 mod peer;
 mod plan;
 mod raw;
+mod secret;
+mod source;
 mod topology;
 
 pub(crate) use error::nearest;
 pub use error::{At, ConfigError};
+pub use exchange::{read_table, table_text, ExchangePlan, Nonfinite};
 pub use peer::PeerAddr;
-pub use plan::{
-    Algorithm, CalibrationPlan, CodecPlan, ExchangePlan, Fraction, Group, Links, Nonfinite, OutlierCount, Plan,
-};
+pub use plan::{CalibrationPlan, CodecPlan, Fraction, Group, Links, OutlierCount, Plan};
+pub use source::{Source, CONFIG_VARIABLE};
 pub use topology::{Environment, Membership, Topology, TopologySource};
-pub(crate) use topology::{PEERS as PEERS_VARIABLE, RANK as RANK_VARIABLE, WORLD_SIZE as WORLD_SIZE_VARIABLE};
+pub(crate) use topology::{
+    PEERS as PEERS_VARIABLE, RANK as RANK_VARIABLE, REJOIN as REJOIN_VARIABLE, WORLD_SIZE as WORLD_SIZE_VARIABLE,
+};

@@ -2,6 +2,7 @@
 
 use super::defaults;
 use super::error::ConfigError;
+use super::exchange::{self, ExchangePlan};
 use super::peer::{self, PeerAddr};
 use super::raw::{describe, Document, Section};
 use crate::manifest::Digest;
@@ -20,6 +21,8 @@ pub struct Plan {
     /// `None` when the file leaves the ranks to `tpq launch` or `RING_CONFIG`.
     pub group: Option<Group>,
     pub links: Links,
+    /// Absolute, or relative to the working directory. The environment may name another one: see [`Plan::secret`].
+    pub secret_file: Option<PathBuf>,
     pub codec: CodecPlan,
     pub exchange: ExchangePlan,
     pub calibration: CalibrationPlan,
@@ -40,6 +43,10 @@ pub struct Group {
 #[non_exhaustive]
 pub struct Links {
     pub insecure: bool,
+    /// Data connections too, not only those with prompts.
+    pub encrypt: bool,
+    /// A lost rank may come back: see [`Plan::rejoins`].
+    pub rejoin: Option<bool>,
     pub connect_timeout: Duration,
     /// The longest wait inside one exchange.
     pub timeout: Duration,
@@ -57,35 +64,6 @@ pub enum CodecPlan {
     Paper { manifest: PathBuf },
     /// Groups of 32 with their own scale, no calibration.
     Dynamic,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Algorithm {
-    Auto,
-    OneShot,
-    Lossless,
-}
-
-/// What happens to NaN or infinity in a partial sum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Nonfinite {
-    /// The request fails.
-    Fail,
-    /// That exchange is repeated without compression, on all ranks.
-    Fallback,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ExchangePlan {
-    pub algorithm: Algorithm,
-    pub nonfinite: Nonfinite,
-    /// Exchanges of fewer tokens stay lossless; 0: none do.
-    pub min_tokens: u64,
-    /// Exchanges of decode steps stay lossless.
-    pub prefill_only: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -121,22 +99,7 @@ impl Plan {
     /// # Errors
     /// An unreadable file, and all of [`Plan::parse`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read {
-            path: path.to_path_buf(),
-            source,
-        };
-        let mut text = String::new();
-        let file = std::fs::File::open(path).map_err(read)?;
-        file.take(defaults::MAX_FILE_BYTES + 1)
-            .read_to_string(&mut text)
-            .map_err(read)?;
-        if text.len() as u64 > defaults::MAX_FILE_BYTES {
-            let message = format!(
-                "larger than {} bytes: not a tpq configuration",
-                defaults::MAX_FILE_BYTES
-            );
-            return Err(read(std::io::Error::other(message)));
-        }
+        let text = read_text(path)?;
         Self::parse(&text, path)
     }
 
@@ -146,7 +109,15 @@ impl Plan {
     /// # Errors
     /// Text that is not YAML, unknown keys, and values that are out of range or do not fit together.
     pub fn parse(text: &str, origin: &Path) -> Result<Self, ConfigError> {
-        let document = Document::new(origin, text);
+        Self::read(&Document::new(origin, text), origin)
+    }
+
+    /// As [`Plan::parse`], from a table called `name` in a file of another program, whose reader has parsed it.
+    pub(super) fn from_table(name: &str, table: &Value, origin: &Path) -> Result<Self, ConfigError> {
+        Self::read(&Document::table(origin, name, table), origin)
+    }
+
+    fn read(document: &Document<'_>, origin: &Path) -> Result<Self, ConfigError> {
         let root = document.root(&["version", "group", "codec", "exchange", "calibration"])?;
         check_version(&root)?;
         let group = root.section(
@@ -154,7 +125,10 @@ impl Plan {
             &[
                 "rank",
                 "peers",
+                "secret_file",
+                "encrypt",
                 "insecure",
+                "rejoin",
                 "connect_timeout_s",
                 "timeout_s",
                 "heartbeat_s",
@@ -164,9 +138,10 @@ impl Plan {
         Ok(Self {
             origin: origin.to_path_buf(),
             links: links(&group)?,
+            secret_file: path(&group, "secret_file", "the path of a file with the secret", origin)?,
             group: ranks(&group)?,
             codec: codec(&root.section("codec", &["kind", "manifest"])?, origin)?,
-            exchange: exchange(&root.section("exchange", &["algorithm", "nonfinite", "min_tokens", "prefill_only"])?)?,
+            exchange: ExchangePlan::parse(&root.section("exchange", &exchange::KEYS)?, origin)?,
             calibration: calibration(
                 &root.section("calibration", &["sequences", "tokens", "ema", "outliers", "seed"])?,
             )?,
@@ -182,24 +157,7 @@ impl Plan {
             CodecPlan::Paper { .. } => "paper",
             CodecPlan::Dynamic => "dynamic",
         };
-        let algorithm = match self.exchange.algorithm {
-            Algorithm::Auto => "auto",
-            Algorithm::OneShot => "one_shot",
-            Algorithm::Lossless => "lossless",
-        };
-        let nonfinite = match self.exchange.nonfinite {
-            Nonfinite::Fail => "fail",
-            Nonfinite::Fallback => "fallback",
-        };
-        let ExchangePlan {
-            min_tokens,
-            prefill_only,
-            ..
-        } = self.exchange;
-        let canonical = format!(
-            "tpq policy 1\ncodec={codec}\nalgorithm={algorithm}\nnonfinite={nonfinite}\nmin_tokens={min_tokens}\n\
-             prefill_only={prefill_only}\n"
-        );
+        let canonical = format!("tpq policy 2\ncodec={codec}\n{}", self.exchange.canonical());
         Digest(Sha256::digest(canonical.as_bytes()).into())
     }
 }
@@ -253,7 +211,28 @@ impl Fraction {
     }
 }
 
-fn check_version(root: &Section<'_>) -> Result<(), ConfigError> {
+/// A configuration file's text, of limited length.
+pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let read = |source| ConfigError::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(read)?;
+    file.take(defaults::MAX_FILE_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(read)?;
+    if text.len() as u64 > defaults::MAX_FILE_BYTES {
+        let message = format!(
+            "larger than {} bytes: not a tpq configuration",
+            defaults::MAX_FILE_BYTES
+        );
+        return Err(read(std::io::Error::other(message)));
+    }
+    Ok(text)
+}
+
+pub(super) fn check_version(root: &Section<'_>) -> Result<(), ConfigError> {
     match root.get("version") {
         None => Err(root.missing("version", "write `version: 1`, the format of this file")),
         Some(value) if value.as_u64() == Some(1) => Ok(()),
@@ -276,6 +255,8 @@ fn links(group: &Section<'_>) -> Result<Links, ConfigError> {
     let busy_poll = group.integer("busy_poll_us", 0, defaults::BUSY_POLL_LIMIT_US)?;
     Ok(Links {
         insecure: group.boolean("insecure")?.unwrap_or(false),
+        encrypt: group.boolean("encrypt")?.unwrap_or(false),
+        rejoin: group.boolean("rejoin")?,
         connect_timeout: seconds(
             "connect_timeout_s",
             defaults::CONNECT_TIMEOUT_LIMITS_S,
@@ -339,11 +320,7 @@ fn codec(section: &Section<'_>, origin: &Path) -> Result<CodecPlan, ConfigError>
     }
     let kinds = [("none", Kind::None), ("paper", Kind::Paper), ("dynamic", Kind::Dynamic)];
     // Read for every kind, so that a bad path is reported before someone switches back to `paper`.
-    let manifest = match section.get("manifest") {
-        None => None,
-        Some(Value::String(path)) if !path.is_empty() => Some(origin.parent().unwrap_or(Path::new("")).join(path)),
-        Some(other) => return Err(section.wrong("manifest", other, "the path of a manifest.yaml")),
-    };
+    let manifest = path(section, "manifest", "the path of a manifest.yaml", origin)?;
     let kind = section.choice("kind", &kinds)?.ok_or_else(|| {
         section.missing(
             "kind",
@@ -362,21 +339,13 @@ fn codec(section: &Section<'_>, origin: &Path) -> Result<CodecPlan, ConfigError>
     }
 }
 
-fn exchange(section: &Section<'_>) -> Result<ExchangePlan, ConfigError> {
-    let algorithms = [
-        ("auto", Algorithm::Auto),
-        ("one_shot", Algorithm::OneShot),
-        ("lossless", Algorithm::Lossless),
-    ];
-    let nonfinite = [("fail", Nonfinite::Fail), ("fallback", Nonfinite::Fallback)];
-    Ok(ExchangePlan {
-        algorithm: section.choice("algorithm", &algorithms)?.unwrap_or(Algorithm::Auto),
-        nonfinite: section.choice("nonfinite", &nonfinite)?.unwrap_or(Nonfinite::Fail),
-        min_tokens: section
-            .integer("min_tokens", 0, defaults::MIN_TOKENS_LIMIT)?
-            .unwrap_or(defaults::MIN_TOKENS),
-        prefill_only: section.boolean("prefill_only")?.unwrap_or(false),
-    })
+/// A path in the file is relative to the file's folder.
+fn path(section: &Section<'_>, key: &str, expected: &str, origin: &Path) -> Result<Option<PathBuf>, ConfigError> {
+    match section.get(key) {
+        None => Ok(None),
+        Some(Value::String(path)) if !path.is_empty() => Ok(Some(origin.parent().unwrap_or(Path::new("")).join(path))),
+        Some(other) => Err(section.wrong(key, other, expected)),
+    }
 }
 
 fn calibration(section: &Section<'_>) -> Result<CalibrationPlan, ConfigError> {

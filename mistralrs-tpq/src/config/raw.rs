@@ -9,7 +9,13 @@ use std::path::Path;
 
 pub(super) struct Document<'a> {
     file: &'a Path,
-    text: &'a str,
+    content: Content<'a>,
+}
+
+enum Content<'a> {
+    Text(&'a str),
+    /// A table of that name inside a file of another program, which its own reader has parsed. No line is known.
+    Table(&'a str, &'a Value),
 }
 
 /// One mapping of the file, all of whose keys are known.
@@ -21,7 +27,17 @@ pub(super) struct Section<'a> {
 
 impl<'a> Document<'a> {
     pub(super) const fn new(file: &'a Path, text: &'a str) -> Self {
-        Self { file, text }
+        Self {
+            file,
+            content: Content::Text(text),
+        }
+    }
+
+    pub(super) const fn table(file: &'a Path, name: &'a str, value: &'a Value) -> Self {
+        Self {
+            file,
+            content: Content::Table(name, value),
+        }
     }
 
     /// The file's top level.
@@ -29,13 +45,10 @@ impl<'a> Document<'a> {
     /// # Errors
     /// Text that is not YAML, a top level that is not a mapping, a key not in `known`.
     pub(super) fn root(&'a self, known: &[&str]) -> Result<Section<'a>, ConfigError> {
-        let value: Value = serde_yaml::from_str(self.text).map_err(|error| ConfigError::Syntax {
-            at: At {
-                file: self.file.to_path_buf(),
-                line: error.location().map(|location| location.line()),
-            },
-            message: error.to_string(),
-        })?;
+        let (value, path) = match self.content {
+            Content::Text(text) => (self.read(text)?, Vec::new()),
+            Content::Table(name, value) => (value.clone(), vec![name.to_owned()]),
+        };
         let entries = match value {
             Value::Mapping(entries) => entries,
             Value::Null => Mapping::new(),
@@ -51,16 +64,29 @@ impl<'a> Document<'a> {
         };
         Section {
             document: self,
-            path: Vec::new(),
+            path,
             entries,
         }
         .check(known)
     }
 
+    fn read(&self, text: &str) -> Result<Value, ConfigError> {
+        serde_yaml::from_str(text).map_err(|error| ConfigError::Syntax {
+            at: At {
+                file: self.file.to_path_buf(),
+                line: error.location().map(|location| location.line()),
+            },
+            message: error.to_string(),
+        })
+    }
+
     fn at(&self, path: &[String]) -> At {
         At {
             file: self.file.to_path_buf(),
-            line: line_of(self.text, path),
+            line: match self.content {
+                Content::Text(text) => line_of(text, path),
+                Content::Table(..) => None,
+            },
         }
     }
 }

@@ -9,12 +9,18 @@ use super::peer::{self, PeerAddr};
 use super::plan::{Group, Plan};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::path::PathBuf;
 
 /// Set by `tpq launch`, as the next two.
 pub(crate) const RANK: &str = "TPQ_RANK";
 pub(crate) const WORLD_SIZE: &str = "TPQ_WORLD_SIZE";
 pub(crate) const PEERS: &str = "TPQ_PEERS";
+/// Set to 1 by `tpq launch --restart`.
+pub(crate) const REJOIN: &str = "TPQ_REJOIN";
+/// The secret itself, and the path of a file that holds it.
+pub(super) const SECRET: &str = "TPQ_SECRET";
+pub(super) const SECRET_FILE: &str = "TPQ_SECRET_FILE";
 /// For hosts whose other settings already carry the engine's prefix.
 const RANK_ALIAS: &str = "MISTRALRS_TPQ_RANK";
 const RING_CONFIG: &str = "RING_CONFIG";
@@ -54,14 +60,30 @@ impl Membership {
 }
 
 /// The environment variables the topology depends on; a value of its own so that tests need not change the process's.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Environment {
     variables: BTreeMap<String, OsString>,
 }
 
+/// Names only: one of the values is the secret.
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.variables.keys()).finish()
+    }
+}
+
 impl Environment {
     pub fn from_process() -> Self {
-        let names = [RANK, RANK_ALIAS, PEERS, WORLD_SIZE, RING_CONFIG];
+        let names = [
+            RANK,
+            RANK_ALIAS,
+            PEERS,
+            WORLD_SIZE,
+            RING_CONFIG,
+            REJOIN,
+            SECRET,
+            SECRET_FILE,
+        ];
         names
             .into_iter()
             .filter_map(|name| Some((name, std::env::var_os(name)?)))
@@ -69,7 +91,7 @@ impl Environment {
     }
 
     /// A variable set to nothing counts as not set: that is how compose files and unit files blank one.
-    fn get(&self, name: &str) -> Option<&OsStr> {
+    pub(super) fn get(&self, name: &str) -> Option<&OsStr> {
         self.variables
             .get(name)
             .map(OsString::as_os_str)
@@ -139,7 +161,7 @@ impl Plan {
     ///
     /// # Errors
     /// A rank outside the group, a rank without a group and a group without a rank, malformed variables, and addresses
-    /// beyond loopback without `group.insecure`.
+    /// beyond loopback without a secret or `group.insecure`.
     pub fn topology(&self, environment: &Environment) -> Result<Topology, ConfigError> {
         let rank = environment.rank()?;
         let membership = match (environment.peers()?, &self.group) {
@@ -149,6 +171,13 @@ impl Plan {
         };
         self.check(&membership, environment)?;
         Ok(Topology::Group(membership))
+    }
+
+    /// Whether the ranks form the group anew when one was lost: `group.rejoin`, else what `tpq launch --restart` says, else no.
+    pub fn rejoins(&self, environment: &Environment) -> bool {
+        self.links
+            .rejoin
+            .unwrap_or_else(|| environment.get(REJOIN).is_some_and(|value| value != "0"))
     }
 
     fn file_member(&self, rank: Option<(usize, &'static str)>, group: &Group) -> Result<Membership, ConfigError> {
@@ -181,11 +210,13 @@ impl Plan {
         }
         let exposed = membership.peers.iter().position(|peer| !peer.is_loopback());
         match exposed {
-            Some(rank) if !self.links.insecure => Err(ConfigError::Unprotected {
-                rank,
-                peer: membership.peers[rank].to_string(),
-                peers_from,
-            }),
+            Some(rank) if !self.links.insecure && self.secret(environment)?.is_none() => {
+                Err(ConfigError::Unprotected {
+                    rank,
+                    peer: membership.peers[rank].to_string(),
+                    peers_from,
+                })
+            }
             _ => Ok(()),
         }
     }

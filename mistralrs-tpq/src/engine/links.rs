@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Result;
 
 use crate::config::{self, CodecPlan, Plan, Topology};
-use crate::exchange::{Algorithm, ExchangeConfig, NonFinite};
+use crate::exchange::{ExchangeConfig, NonFinite};
 use crate::transport::tcp::ring::{RingConfig, RingTopology};
-use crate::transport::tcp::{MeshConfig, TcpMesh};
+use crate::transport::tcp::{MeshConfig, Secret, TcpMesh};
 use crate::transport::Transport;
 use crate::wire::Identity;
 
@@ -17,26 +17,31 @@ use crate::wire::Identity;
 pub(super) struct Place {
     pub(super) rank: usize,
     pub(super) peers: Vec<String>,
+    secret: Option<Secret>,
     /// Open already when the addresses were learned round the ring: nobody can take the port in between.
     listener: Mutex<Option<TcpListener>>,
 }
 
 /// `None` for a single process. With RING_CONFIG this talks to the neighbours, to learn all addresses.
-pub(super) fn place(plan: &Plan, topology: &Topology) -> Result<Option<Place>> {
+pub(super) fn place(plan: &Plan, topology: &Topology, secret: Option<Secret>) -> Result<Option<Place>> {
     let place = match topology {
         Topology::Single => return Ok(None),
         Topology::Group(group) => Place {
             rank: group.rank,
             peers: group.peers.iter().map(ToString::to_string).collect(),
+            secret,
             listener: Mutex::default(),
         },
         Topology::Ring(path) => {
             let ring = RingConfig::load(path)?;
             tracing::info!("RING_CONFIG {}: learning the addresses of all ranks", path.display());
-            let ring = RingTopology::learn(&ring, plan.links.connect_timeout, plan.links.insecure)?;
+            // Addresses only: whoever changes one on its way still has to know the secret to join.
+            let open = plan.links.insecure || secret.is_some();
+            let ring = RingTopology::learn(&ring, plan.links.connect_timeout, open)?;
             Place {
                 rank: ring.rank,
                 peers: ring.peers,
+                secret,
                 listener: Mutex::new(Some(ring.listener)),
             }
         }
@@ -49,6 +54,8 @@ pub(super) fn connect(plan: &Plan, place: &Place, identity: Identity) -> Result<
         connect_timeout: plan.links.connect_timeout,
         timeout: plan.links.timeout,
         heartbeat: plan.links.heartbeat,
+        secret: place.secret.clone(),
+        encrypt: plan.links.encrypt,
         insecure: plan.links.insecure,
         busy_poll: plan.links.busy_poll,
         ..MeshConfig::new(place.rank, place.peers.clone(), identity)
@@ -67,11 +74,10 @@ pub(super) fn exchange_config(plan: &Plan) -> ExchangeConfig {
             config::Nonfinite::Fail => NonFinite::Fail,
             config::Nonfinite::Fallback => NonFinite::Fallback,
         },
-        algorithm: match plan.exchange.algorithm {
-            config::Algorithm::Auto => Algorithm::Auto,
-            config::Algorithm::OneShot => Algorithm::OneShot,
-            config::Algorithm::Lossless => Algorithm::Lossless,
-        },
+        algorithm: plan.exchange.algorithm,
+        gather_bits: plan.exchange.gather_bits,
+        min_bytes: plan.exchange.min_bytes,
+        table: plan.exchange.table,
     }
 }
 

@@ -10,9 +10,10 @@
 //!                   └── step channel: engine messages and tpq's own commands, in one order
 //! ```
 
-mod command;
+mod choice;
 mod driver;
 mod fingerprint;
+mod group;
 mod links;
 mod node;
 mod provider;
@@ -24,10 +25,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-pub use command::{Command, LayerState, RankReport, Reply};
+pub use crate::command::{gathered_layers, Command, LayerState, RankReport, Reply};
+pub use choice::CodecChoice;
 pub use driver::{Driver, ModelOptions, SequenceLogits};
 pub use fingerprint::model_fingerprint;
-pub use node::{gathered_layers, CodecChoice, Node};
+pub use node::Node;
 
 use crate::config::{Environment, Plan};
 
@@ -51,12 +53,15 @@ pub fn install(config: &Path) -> Result<Option<Arc<Node>>> {
 /// As [`install`].
 pub fn install_plan(plan: Plan) -> Result<Option<Arc<Node>>> {
     let origin = plan.origin.display().to_string();
-    let topology = plan.topology(&Environment::from_process())?;
-    let Some(place) = links::place(&plan, &topology)? else {
+    let environment = Environment::from_process();
+    let topology = plan.topology(&environment)?;
+    let secret = plan.secret(&environment)?;
+    let Some(place) = links::place(&plan, &topology, secret)? else {
         tracing::warn!("{origin}: the world size is 1, so there is nothing to exchange: running as one process");
         return Ok(None);
     };
-    let node = Arc::new(Node::new(plan, place)?);
+    let rejoins = plan.rejoins(&environment);
+    let node = Arc::new(Node::new(plan, place, rejoins)?);
     mistralrs_quant::set_all_reduce_provider(Arc::new(provider::Provider::new(node.clone())))
         .context("tpq cannot be installed")?;
     mistralrs_core::set_step_channel(Box::new(step::Channel::new(node.clone()))).context("tpq cannot be installed")?;

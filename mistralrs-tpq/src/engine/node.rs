@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
@@ -10,50 +10,17 @@ use mistralrs_core::Response;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc::Sender;
 
-use super::command::{Command, LayerError, LayerState, RankReport, Reply};
+use super::choice::CodecChoice;
+use super::group::{Group, GroupSlot};
 use super::links::{self, Place};
 use super::step::COMMAND;
 use crate::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables};
+use crate::command::{Command, LayerError, LayerState, RankReport, Reply};
 use crate::config::{CodecPlan, Plan};
 use crate::exchange::{Communicator, ExchangeStats, Site};
-use crate::manifest::{Digest, Expected, Manifest};
-use crate::transport::{Patience, Transport};
+use crate::manifest::{Digest, Expected};
+use crate::transport::{Patience, Timed, Transport, TransportError};
 use crate::wire::Identity;
-
-/// One way to exchange, selectable at run time on all ranks at one step boundary.
-#[derive(Debug)]
-pub struct CodecChoice {
-    pub label: String,
-    pub codec: CodecPlan,
-    pub manifest: Option<Manifest>,
-}
-
-impl CodecChoice {
-    /// Loads the manifest that `codec` names.
-    ///
-    /// # Errors
-    /// A manifest that cannot be read or does not hold together.
-    pub fn load(label: &str, codec: CodecPlan) -> Result<Self> {
-        let manifest = match &codec {
-            CodecPlan::Paper { manifest } => Some(Manifest::load(manifest)?),
-            CodecPlan::None | CodecPlan::Dynamic => None,
-        };
-        Ok(Self {
-            label: label.to_owned(),
-            codec,
-            manifest,
-        })
-    }
-}
-
-/// The links, once the model is known.
-#[derive(Debug)]
-struct Group {
-    transport: Arc<dyn Transport>,
-    communicator: Communicator,
-    model: [u8; 32],
-    dtype: Dtype,
-}
 
 /// Raw-logit responses seen by this rank: their running digest, for comparison over the ranks.
 #[derive(Default)]
@@ -70,9 +37,8 @@ pub struct Node {
     selected: AtomicUsize,
     observing: AtomicBool,
     verifying: AtomicBool,
-    /// Rank 0: all others have loaded the model. Another rank: has said so.
-    loaded: AtomicBool,
-    group: OnceLock<Group>,
+    rejoins: bool,
+    slot: GroupSlot,
     observers: Mutex<LayerState>,
     /// By codec choice.
     reports: Mutex<BTreeMap<usize, RankReport>>,
@@ -89,9 +55,6 @@ impl std::fmt::Debug for Node {
     }
 }
 
-/// A rank's first message to rank 0.
-const LOADED: &[u8] = b"loaded";
-
 /// Rank 0 ended the group in good order.
 #[derive(Debug, thiserror::Error)]
 #[error("rank 0 ended the group")]
@@ -105,7 +68,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Node {
     /// # Errors
     /// A manifest that cannot be used.
-    pub(super) fn new(plan: Plan, place: Place) -> Result<Self> {
+    pub(super) fn new(plan: Plan, place: Place, rejoins: bool) -> Result<Self> {
         let configured = CodecChoice::load("configured", plan.codec.clone())?;
         let lossless = CodecChoice::load("lossless", CodecPlan::None)?;
         Ok(Self {
@@ -115,8 +78,8 @@ impl Node {
             selected: AtomicUsize::new(Self::CONFIGURED),
             observing: AtomicBool::new(false),
             verifying: AtomicBool::new(false),
-            loaded: AtomicBool::new(false),
-            group: OnceLock::new(),
+            rejoins,
+            slot: GroupSlot::default(),
             observers: Mutex::default(),
             reports: Mutex::default(),
             logits: Mutex::default(),
@@ -148,13 +111,13 @@ impl Node {
 
     /// Fingerprint and dtype of the loaded model.
     pub fn model(&self) -> Option<([u8; 32], Dtype)> {
-        self.group.get().map(|group| (group.model, group.dtype))
+        self.slot.current().map(|group| (group.model, group.dtype))
     }
 
     /// Opens the links and compares model, manifests and policy over the ranks.
-    pub(super) fn connect(&self, model: [u8; 32], dtype: Dtype) -> Result<()> {
+    pub(super) fn connect(self: &Arc<Self>, model: [u8; 32], dtype: Dtype) -> Result<()> {
         ensure!(
-            self.group.get().is_none(),
+            self.slot.current().is_none(),
             "tpq serves one model per process, and one is loaded already"
         );
         for choice in &self.choices {
@@ -166,25 +129,12 @@ impl Node {
                 })?;
             }
         }
-        let identity = self.identity(model, dtype);
-        let started = Instant::now();
-        let transport = links::connect(&self.plan, &self.place, identity)?;
-        tracing::info!(
-            "rank {} of {} connected in {:.1} s; codec {}",
-            self.rank(),
-            self.world_size(),
-            started.elapsed().as_secs_f64(),
-            links::codec_name(&self.plan.codec),
-        );
-        let communicator = Communicator::new(transport.clone(), links::exchange_config(&self.plan));
-        let group = Group {
-            transport,
-            communicator,
-            model,
-            dtype,
-        };
-        if self.group.set(group).is_err() {
-            bail!("tpq serves one model per process, and one is loaded already");
+        self.slot.open(&self.plan, &self.place, self.identity(model, dtype))?;
+        if self.rejoins && self.rank() == 0 {
+            let node = self.clone();
+            std::thread::Builder::new()
+                .name("tpq-rejoin".to_owned())
+                .spawn(move || node.slot.keep_formed(&node.plan, &node.place))?;
         }
         Ok(())
     }
@@ -208,16 +158,14 @@ impl Node {
         }
     }
 
-    fn group(&self) -> Result<&Group> {
-        self.group
-            .get()
-            .context("the links are not open: no model has been loaded under tpq")
+    fn group(&self) -> Result<Arc<Group>> {
+        self.slot.group()
     }
 
     // --- exchanges -------------------------------------------------------------------------------------------------
 
-    pub(super) fn communicator(&self) -> Result<&Communicator> {
-        Ok(&self.group()?.communicator)
+    pub(super) fn communicator(&self) -> Result<Arc<Communicator>> {
+        Ok(self.group()?.communicator.clone())
     }
 
     pub(super) fn selected(&self) -> usize {
@@ -285,40 +233,27 @@ impl Node {
     // --- step channel ----------------------------------------------------------------------------------------------
 
     pub(super) fn send_to_followers(&self, message: &[u8]) -> Result<()> {
-        let transport = &self.group()?.transport;
-        self.await_loaded()?;
-        for rank in 1..self.world_size() {
-            transport.send_message(rank, message)?;
-        }
-        Ok(())
+        self.group()?.send_to_followers(message)
     }
 
     pub(super) fn receive_from_rank_0(&self) -> Result<Vec<u8>> {
-        if !self.loaded.swap(true, Ordering::AcqRel) {
-            self.group()?.transport.send_message(0, LOADED)?;
-        }
-        Ok(self
-            .group()?
-            .transport
-            .recv_message(0, Patience::Silence(self.plan.links.timeout))?)
+        self.group()?.receive_from_rank_0()
     }
 
-    /// Rank 0, before its first message: loading takes each rank its own time, and as long as it lives that is no reason
-    /// to give up. The first exchange, on the other hand, would wait for `timeout` only.
-    fn await_loaded(&self) -> Result<()> {
-        if self.loaded.load(Ordering::Acquire) {
-            return Ok(());
+    /// Rank 0, without a sequence: whether it has taken up a group that was formed anew.
+    pub(super) fn reform(&self) -> bool {
+        self.rejoins && self.slot.take_up()
+    }
+
+    /// Another rank, without a sequence: joins the group anew, where that may mend `failure`.
+    pub(super) fn rejoin(&self, failure: anyhow::Error) -> Result<()> {
+        // The engine's error may come just before the transport notes it.
+        let lost =
+            failure.chain().any(|cause| cause.is::<TransportError>()) || self.group()?.transport.failure().is_some();
+        match self.rejoins && lost && !failure.is::<GroupEnded>() {
+            true => self.slot.rejoin(&self.plan, &self.place, failure),
+            false => Err(failure),
         }
-        let transport = &self.group()?.transport;
-        for rank in 1..self.world_size() {
-            let message = transport.recv_message(rank, Patience::Silence(self.plan.links.timeout))?;
-            ensure!(
-                message == LOADED,
-                "rank {rank} sent something else than that it has loaded the model"
-            );
-        }
-        self.loaded.store(true, Ordering::Release);
-        Ok(())
     }
 
     /// Rank 0: makes every rank, this one included, obey `command`. Only while no request is running.
@@ -381,9 +316,11 @@ impl Node {
                 }
             }
             Command::Shutdown => {
-                // Rank 0 leaves first: a rank that left while others are still being told would look lost.
-                let _ = self
-                    .group()?
+                // Rank 0 leaves first, once every rank has said that it knows: a rank that left while others are still
+                // being told would look lost to them.
+                let group = self.group()?;
+                let _ = group.transport.send_message(0, &[]);
+                let _ = group
                     .transport
                     .recv_message(0, Patience::Total(self.plan.links.timeout));
                 return Err(GroupEnded.into());
@@ -509,44 +446,56 @@ impl Node {
     /// Why the group cannot serve, if it cannot.
     ///
     /// # Errors
-    /// The first failure of a link: it is final.
+    /// The first failure of a link: it is final, unless the group was formed anew.
     pub fn health(&self) -> Result<(), String> {
-        match self.group.get() {
-            Some(group) => group.transport.failure().map_or(Ok(()), |error| Err(error.to_string())),
-            None => Ok(()),
+        self.slot.health()
+    }
+
+    /// Whether a lost rank may come back.
+    pub fn rejoins(&self) -> bool {
+        self.rejoins
+    }
+
+    /// How often the group was formed anew.
+    pub fn reformed(&self) -> u64 {
+        self.slot.reformed()
+    }
+
+    /// The links of the moment, for counters.
+    pub fn transport(&self) -> Option<Arc<Timed>> {
+        self.slot.current().map(|group| group.transport.clone())
+    }
+
+    /// This rank's counters since the last reset, by label of the codec choice.
+    pub fn counters(&self) -> Vec<(String, RankReport)> {
+        let reports = lock(&self.reports);
+        reports
+            .iter()
+            .map(|(choice, report)| (self.choices[*choice].label.clone(), report.clone()))
+            .collect()
+    }
+
+    /// Rank 0: returns when every rank knows that the group ends. Answers to earlier commands that nobody took are passed over.
+    fn tell_the_end(&self) -> Result<()> {
+        self.command(&Command::Shutdown)?;
+        let group = self.group()?;
+        for rank in 1..self.world_size() {
+            while !group
+                .transport
+                .recv_message(rank, Patience::Total(self.plan.links.timeout))?
+                .is_empty()
+            {}
         }
+        Ok(())
     }
 
     /// Ends the group in good order (rank 0); the other ranks exit with 0.
     pub fn shutdown(&self) {
-        if self.rank() == 0 && self.group.get().is_some() {
-            if let Err(error) = self.command(&Command::Shutdown) {
+        if self.rank() == 0 && self.slot.current().is_some() {
+            if let Err(error) = self.tell_the_end() {
                 tracing::warn!("could not tell the other ranks to end: {error:#}");
             }
-            if let Some(group) = self.group.get() {
-                group.transport.close();
-            }
+            self.slot.close();
         }
     }
-}
-
-/// Layers of each rank, checked to be the same set: `[rank][layer]`.
-///
-/// # Errors
-/// A rank whose layers differ from rank 0's.
-pub fn gathered_layers(replies: Vec<Reply>) -> Result<Vec<BTreeMap<String, crate::calibrate::RangeObserver>>> {
-    let mut ranks: Vec<LayerState> = Vec::with_capacity(replies.len());
-    for (rank, reply) in replies.into_iter().enumerate() {
-        let Reply::Layers(layers) = reply else {
-            bail!("rank {rank} answered something else than its layers")
-        };
-        if let Some(first) = ranks.first() {
-            ensure!(
-                first.keys().eq(layers.keys()),
-                "rank {rank} observed other layers than rank 0"
-            );
-        }
-        ranks.push(layers);
-    }
-    Ok(ranks)
 }

@@ -7,10 +7,10 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use mistralrs_quant::AllReduce;
 
-use super::command::LayerError;
 use super::node::Node;
 use super::provider::candle;
 use crate::codec::{Codec, Values, ValuesMut};
+use crate::command::LayerError;
 use crate::exchange::Site;
 
 /// Sums one layer's partial sums over the ranks.

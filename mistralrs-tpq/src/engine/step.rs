@@ -9,8 +9,8 @@ use anyhow::{bail, Context, Result};
 use mistralrs_core::{Response, StepChannel};
 use tokio::sync::mpsc::Sender;
 
-use super::command::Command;
 use super::node::{GroupEnded, Node};
+use crate::command::Command;
 
 pub(super) const ENGINE: u8 = 0;
 pub(super) const COMMAND: u8 = 1;
@@ -43,13 +43,20 @@ impl StepChannel for Channel {
                     return Ok(message);
                 }
                 Some(&COMMAND) => {
-                    let command: Command =
-                        serde_json::from_slice(&message[1..]).context("rank 0 sent a command of another version")?;
+                    let command = Command::parse(&message[1..]).context("rank 0 sent a command of another version")?;
                     self.node.obey(command)?;
                 }
                 _ => bail!("rank 0 sent a step message with an unknown tag"),
             }
         }
+    }
+
+    fn reform(&self) -> bool {
+        self.node.reform()
+    }
+
+    fn rejoin(&self, failure: anyhow::Error) -> Result<()> {
+        self.node.rejoin(failure)
     }
 
     fn follower_responses(&self) -> Option<Sender<Response>> {

@@ -57,6 +57,19 @@ fn add<const N: usize>(bytes: &[u8], sum: &mut [f32], value: impl Fn([u8; N]) ->
     }
 }
 
+/// Adds `values` to `sum`, exactly.
+pub(super) fn add_values(values: Values<'_>, sum: &mut [f32]) {
+    match values {
+        Values::F32(v) => sum.iter_mut().zip(v).for_each(|(sum, x)| *sum += *x),
+        // A BF16 is the upper half of an f32; `half` converts one at a time with a test for NaN.
+        Values::Bf16(v) => sum
+            .iter_mut()
+            .zip(v)
+            .for_each(|(sum, x)| *sum += f32::from_bits(u32::from(x.to_bits()) << 16)),
+        Values::F16(v) => sum.iter_mut().zip(v).for_each(|(sum, x)| *sum += x.to_f32()),
+    }
+}
+
 /// NaN or infinite elements.
 pub(super) fn count_nonfinite(values: Values<'_>) -> u64 {
     match values {

@@ -1,17 +1,17 @@
-//! One round of frames: a header and payload to every peer, one of each from every peer, each header checked before
-//! its payload is waited for.
+//! Frames of one stage: a header and payload to some peers, one of each from some peers, each header checked before its
+//! payload is waited for.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Call, ExchangeError, ExchangeStats, HeaderField, RankSet, Site};
 use crate::codec::Dtype;
 use crate::transport::{Arrival, RecvOp, Rejected, SendOp, MAX_RANKS};
-use crate::wire::{FrameHeader, FrameKind, FLAG_NONFINITE, FRAME_HEADER_LEN};
+use crate::wire::{FrameHeader, FrameKind, WireError, FLAG_NONFINITE, FRAME_HEADER_LEN, FRAME_TRAILER_LEN};
 
-/// Headers on their way in, by rank.
-pub(super) type Headers = [[u8; FRAME_HEADER_LEN]; MAX_RANKS];
+/// Headers on their way, by rank.
+type Headers = [[u8; FRAME_HEADER_LEN]; MAX_RANKS];
 
-/// What every header of this stage must say.
+/// What a header of this stage must say.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Expected<'a> {
     pub(super) site: &'a Site,
@@ -20,6 +20,7 @@ pub(super) struct Expected<'a> {
     pub(super) dtype: Dtype,
     pub(super) sequence: u64,
     pub(super) tokens: u32,
+    pub(super) part: u32,
 }
 
 impl Expected<'_> {
@@ -35,7 +36,7 @@ impl Expected<'_> {
             site: self.site.id,
             tokens: self.tokens,
             payload_len: payload_len as u32,
-            part: 0,
+            part: self.part,
         }
         .encode()
     }
@@ -60,7 +61,7 @@ impl Expected<'_> {
                 payload_len as u64,
                 u64::from(header.payload_len),
             ),
-            (HeaderField::Part, 0, u64::from(header.part)),
+            (HeaderField::Part, u64::from(self.part), u64::from(header.part)),
         ];
         match fields.into_iter().find(|(_, expected, got)| expected != got) {
             Some((field, expected, got)) => Err(ExchangeError::Mismatch {
@@ -75,9 +76,143 @@ impl Expected<'_> {
     }
 }
 
-/// Sends `payload(peer)` to every peer and fills `recvs`; returns the peers whose input had NaN or infinity.
+/// Frames of one stage on their way out. What the transport takes early is not sent again.
+pub(super) struct Outbox {
+    headers: Headers,
+    sent: [usize; MAX_RANKS],
+}
+
+impl Outbox {
+    pub(super) const fn new() -> Self {
+        Self {
+            headers: [[0; FRAME_HEADER_LEN]; MAX_RANKS],
+            sent: [0; MAX_RANKS],
+        }
+    }
+
+    /// Starts a frame to `to`.
+    pub(super) fn address(&mut self, to: usize, header: [u8; FRAME_HEADER_LEN]) {
+        self.headers[to] = header;
+        self.sent[to] = 0;
+    }
+
+    /// Sends what goes out at once of the frame to `to`, of whose payload `ready` is there already.
+    pub(super) fn offer(
+        &mut self,
+        call: &Call<'_>,
+        to: usize,
+        ready: &[u8],
+        stats: &mut ExchangeStats,
+    ) -> Result<(), ExchangeError> {
+        let start = Instant::now();
+        let taken = call
+            .transport
+            .offer(&self.rest(to, ready))
+            .map_err(|source| call.lost(source))?;
+        self.sent[to] += taken;
+        stats.bytes_sent += taken as u64;
+        stats.wire += start.elapsed();
+        Ok(())
+    }
+
+    /// What is left of the frame to `to`.
+    pub(super) fn rest<'a>(&'a self, to: usize, payload: &'a [u8]) -> SendOp<'a> {
+        let sent = self.sent[to];
+        SendOp {
+            to,
+            parts: [
+                &self.headers[to][sent.min(FRAME_HEADER_LEN)..],
+                &payload[sent.saturating_sub(FRAME_HEADER_LEN)..],
+            ],
+        }
+    }
+}
+
+/// Told of a payload: sender, its first bytes without the trailer, whether that is all.
+pub(super) type OnPayload<'a> = dyn FnMut(usize, &[u8], bool) -> Result<(), ExchangeError> + 'a;
+
+/// Sends and receives the frames of one stage; returns the ranks known to have NaN or infinity from them.
 ///
-/// `recvs[i]` is from the i-th peer in rank order; `stats` gets the bytes and the time.
+/// An error of `on_payload` ends the transport: the other ranks must not wait for a rank that gave up.
+pub(super) fn transfer<'e>(
+    call: &Call<'_>,
+    sends: &[SendOp<'_>],
+    recvs: &mut [RecvOp<'_>],
+    expected: impl Fn(usize) -> Expected<'e>,
+    on_payload: &mut OnPayload<'_>,
+    stats: &mut ExchangeStats,
+) -> Result<RankSet, ExchangeError> {
+    let start = Instant::now();
+    let mut lens = [0_usize; MAX_RANKS];
+    recvs.iter().for_each(|op| lens[op.from] = op.payload.len());
+    let mut found = RankSet::default();
+    let mut decoding = Duration::ZERO;
+    let mut refused = None;
+    let mut arrived = |arrival: Arrival<'_>| match arrival {
+        Arrival::Header { from, header } => {
+            if expected(from).check(from, header, lens[from])? {
+                found.insert(from);
+            }
+            Ok(())
+        }
+        Arrival::Payload { from, bytes, complete } => {
+            let trailer = if expected(from).kind.has_trailer() {
+                FRAME_TRAILER_LEN
+            } else {
+                0
+            };
+            let body = bytes.len().min(lens[from] - trailer);
+            if complete && trailer > 0 {
+                found.0 |= marks(call, from, &bytes[body..])?.0;
+            }
+            let start = Instant::now();
+            let result = on_payload(from, &bytes[..body], complete);
+            decoding += start.elapsed();
+            result
+        }
+    };
+    let result = call.transport.transfer(sends, recvs, call.timeout, &mut |arrival| {
+        arrived(arrival).map_err(|error: ExchangeError| {
+            let reason = error.to_string();
+            refused = Some(error);
+            Rejected(reason)
+        })
+    });
+    if let Some(error) = refused {
+        return Err(error);
+    }
+    result.map_err(|source| call.lost(source))?;
+    for send in sends {
+        stats.bytes_sent += (send.parts[0].len() + send.parts[1].len()) as u64;
+    }
+    for recv in recvs.iter() {
+        stats.bytes_received += (recv.header.len() + recv.payload.len()) as u64;
+    }
+    stats.decode += decoding;
+    stats.wire += start.elapsed().saturating_sub(decoding);
+    Ok(found)
+}
+
+/// The trailer of a payload: which ranks' inputs had NaN or infinity.
+fn marks(call: &Call<'_>, from: usize, trailer: &[u8]) -> Result<RankSet, ExchangeError> {
+    let bits = trailer
+        .first_chunk()
+        .map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
+    let world_size = call.transport.world_size();
+    if world_size < MAX_RANKS && bits >> world_size != 0 {
+        return Err(ExchangeError::PeerMisbehaved {
+            rank: from,
+            site: call.site.clone(),
+            source: WireError::UnknownTag {
+                what: "set of ranks",
+                got: bits,
+            },
+        });
+    }
+    Ok(RankSet(bits))
+}
+
+/// As [`transfer`], of raw payloads with every peer: `payload(peer)` to each, `recvs` filled.
 pub(super) fn exchange<'a>(
     call: &Call<'_>,
     kind: FrameKind,
@@ -86,62 +221,18 @@ pub(super) fn exchange<'a>(
     recvs: &mut [RecvOp<'_>],
     stats: &mut ExchangeStats,
 ) -> Result<RankSet, ExchangeError> {
-    let start = Instant::now();
-    let expected = call.expected(kind);
+    let expected = call.expected(kind, call.codec.tag());
     let (rank, world_size) = (call.transport.rank(), call.transport.world_size());
-    let headers: Headers = std::array::from_fn(|peer| {
-        if peer < world_size && peer != rank {
-            expected.header(rank, nonfinite, payload(peer).len())
-        } else {
-            [0; FRAME_HEADER_LEN]
-        }
-    });
-    let mut sends = [SendOp {
-        to: 0,
-        parts: [&[], &[]],
-    }; MAX_RANKS];
-    for (send, peer) in sends.iter_mut().zip(peers(rank, world_size)) {
-        *send = SendOp {
-            to: peer,
-            parts: [&headers[peer], payload(peer)],
-        };
-    }
-    let mut lens = [0_usize; MAX_RANKS];
-    recvs.iter().for_each(|op| lens[op.from] = op.payload.len());
-    let mut found = RankSet::default();
-    let mut refused = None;
-    let result = call
-        .transport
-        .transfer(&sends[..world_size - 1], recvs, call.timeout, &mut |arrival| {
-            let Arrival::Header { from, header } = arrival else {
-                return Ok(());
-            };
-            match expected.check(from, header, lens[from]) {
-                Ok(nonfinite) => {
-                    if nonfinite {
-                        found.insert(from);
-                    }
-                    Ok(())
-                }
-                Err(error) => {
-                    let reason = error.to_string();
-                    refused = Some(error);
-                    Err(Rejected(reason))
-                }
-            }
-        });
-    if let Some(error) = refused {
-        return Err(error);
-    }
-    result.map_err(|source| ExchangeError::Transport {
-        site: call.site.clone(),
-        source,
-    })?;
+    let mut outbox = Outbox::new();
     for peer in peers(rank, world_size) {
-        stats.bytes_sent += (FRAME_HEADER_LEN + payload(peer).len()) as u64;
-        stats.bytes_received += (FRAME_HEADER_LEN + lens[peer]) as u64;
+        outbox.address(peer, expected.header(rank, nonfinite, payload(peer).len()));
     }
-    stats.wire += start.elapsed();
+    let mut sends = no_sends();
+    for (send, peer) in sends.iter_mut().zip(peers(rank, world_size)) {
+        *send = outbox.rest(peer, payload(peer));
+    }
+    let sends = &sends[..world_size - 1];
+    let mut found = transfer(call, sends, recvs, |_| expected, &mut |_, _, _| Ok(()), stats)?;
     if nonfinite {
         found.insert(rank);
     }
@@ -153,7 +244,20 @@ pub(super) fn peers(rank: usize, world_size: usize) -> impl Iterator<Item = usiz
     (0..world_size).filter(move |&peer| peer != rank)
 }
 
-/// One empty operation per rank, to be filled in.
+/// All ranks but this one, each rank from another start: all sending to rank 0 first would leave the others' links idle.
+pub(super) fn peers_from(rank: usize, world_size: usize) -> impl Iterator<Item = usize> {
+    (1..world_size).map(move |distance| (rank + distance) % world_size)
+}
+
+/// Empty operations to be filled in.
+pub(super) const fn no_sends<'a>() -> [SendOp<'a>; MAX_RANKS] {
+    [SendOp {
+        to: 0,
+        parts: [&[], &[]],
+    }; MAX_RANKS]
+}
+
+/// As [`no_sends`].
 pub(super) fn no_recvs<'a>() -> [RecvOp<'a>; MAX_RANKS] {
     std::array::from_fn(|_| RecvOp {
         from: 0,

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use super::accumulate::{add_raw, as_bytes, as_bytes_mut, count_nonfinite, round};
-use super::frames::{exchange, no_recvs};
+use super::frames::{exchange, no_recvs, peers};
 use super::scratch::{received_from, recv_ops, Scratch};
 use super::{Call, ExchangeError, ExchangeStats, RankSet};
 use crate::codec::{Values, ValuesMut};
@@ -23,27 +23,21 @@ pub(super) fn one_shot(
 ) -> Result<RankSet, ExchangeError> {
     let (rank, world_size) = (call.transport.rank(), call.transport.world_size());
     let own = as_bytes(input);
-    scratch.prepare(world_size, input.len(), 0, own.len());
+    scratch.prepare(world_size, input.len(), 0, (world_size - 1) * own.len());
     let Scratch {
         sum, received, headers, ..
     } = scratch;
     let bad = scan(input, stats);
-    let mut ops = recv_ops(rank, world_size, headers, received, own.len());
-    let nonfinite = exchange(
-        call,
-        FrameKind::Lossless,
-        bad,
-        |_| own,
-        &mut ops[..world_size - 1],
-        stats,
-    )?;
+    let (mut ops, count) = recv_ops(peers(rank, world_size), headers, received, |_| own.len());
+    let nonfinite = exchange(call, FrameKind::Lossless, bad, |_| own, &mut ops[..count], stats)?;
 
     let start = Instant::now();
+    sum.fill(0.0);
     for from in 0..world_size {
         let bytes = if from == rank {
             own
         } else {
-            received_from(received, rank, from, own.len())
+            received_from(&ops[..count], from)
         };
         add_raw(bytes, call.dtype, sum);
     }
@@ -70,24 +64,31 @@ pub(super) fn two_shot(
         let (start, end) = bounds(owner);
         &bytes[start * size..end * size]
     };
-    scratch.prepare(world_size, end_mine - start_mine, slice_len, slice_len);
+    scratch.prepare(
+        world_size,
+        end_mine - start_mine,
+        slice_len,
+        (world_size - 1) * slice_len,
+    );
     let Scratch {
         sum,
         own,
         received,
         headers,
+        ..
     } = scratch;
     let bad = scan(input, stats);
-    let mut ops = recv_ops(rank, world_size, headers, received, slice_len);
-    let recvs = &mut ops[..world_size - 1];
+    let (mut ops, count) = recv_ops(peers(rank, world_size), headers, received, |_| slice_len);
+    let recvs = &mut ops[..count];
     let nonfinite = exchange(call, FrameKind::LosslessScatter, bad, slice_for, recvs, stats)?;
 
     let start = Instant::now();
+    sum.fill(0.0);
     for from in 0..world_size {
         let slice = if from == rank {
             slice_for(rank)
         } else {
-            received_from(received, rank, from, slice_len)
+            received_from(&ops[..count], from)
         };
         add_raw(slice, call.dtype, sum);
     }

@@ -4,31 +4,45 @@
 //! in f32 from zero, and are rounded once to the dtype of the input. Which algorithm runs depends only on what all
 //! ranks know: the world size, the shape, the dtype, the codec and the configuration.
 //!
-//! | algorithm | bytes a rank sends, payload of `b` bits a value | quantizations |
-//! |---|---|---|
-//! | [`Chosen::OneShot`]: every rank gets every payload | `(N-1) b` | 1 |
-//! | [`Chosen::LosslessOneShot`] | `(N-1) 16` in BF16 | 0 |
-//! | [`Chosen::LosslessTwoShot`]: reduce-scatter, all-gather | `2 (N-1)/N 16` in BF16 | 0 |
+//! | algorithm, `b` bits a value, `g` bits in the second stage | bytes a rank sends | steps | quantizations |
+//! |---|---|--:|--:|
+//! | [`Chosen::OneShot`]: every rank gets every payload | `(N-1) b` | 1 | 1 |
+//! | [`Chosen::TwoShot`]: reduce-scatter, all-gather | `(N-1)/N (b + g)` | 2 | 2 |
+//! | [`Chosen::Ring`]: the same, round a ring | `(N-1)/N (4.5 + g)` | `2 (N-1)` | N |
+//! | [`Chosen::Doubling`] | `b + (log2 N - 1) g` | `log2 N` | `log2 N` |
+//! | [`Chosen::LosslessOneShot`] | `(N-1) 16` in BF16 | 1 | 0 |
+//! | [`Chosen::LosslessTwoShot`] | `2 (N-1)/N 16` in BF16 | 2 | 0 |
 
 mod accumulate;
+mod choices;
+mod doubling;
 mod error;
 mod frames;
+mod in_order;
 mod lossless;
 mod one_shot;
 mod policy;
+mod ring;
 mod scratch;
+mod slices;
+mod stream;
+mod sum_codec;
+mod two_shot;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use error::{ExchangeError, HeaderField};
-pub use policy::{predict_bytes_sent, Algorithm, Chosen, Shape};
+pub use policy::{predict_bytes_sent, Algorithm, Chosen, LinkTable, Shape};
+pub use sum_codec::GatherBits;
 
+use self::choices::Choices;
 use self::frames::Expected;
+use self::in_order::BadPayload;
 use self::scratch::Scratch;
 use crate::codec::{Codec, Dtype, Values, ValuesMut};
-use crate::transport::Transport;
+use crate::transport::{Transport, TransportError};
 
 /// One all-reduce of the model. Numbered alike on all ranks; the name is for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +75,12 @@ pub struct ExchangeConfig {
     pub timeout: Duration,
     pub nonfinite: NonFinite,
     pub algorithm: Algorithm,
+    /// How sums are encoded where an algorithm sends them.
+    pub gather_bits: GatherBits,
+    /// Messages of fewer raw bytes are exchanged without a codec.
+    pub min_bytes: u64,
+    /// What [`Algorithm::Auto`] reckons with.
+    pub table: LinkTable,
 }
 
 impl Default for ExchangeConfig {
@@ -69,6 +89,9 @@ impl Default for ExchangeConfig {
             timeout: Duration::from_secs(30),
             nonfinite: NonFinite::Fail,
             algorithm: Algorithm::Auto,
+            gather_bits: GatherBits::default(),
+            min_bytes: 0,
+            table: LinkTable::default(),
         }
     }
 }
@@ -103,6 +126,7 @@ pub struct Communicator {
 struct State {
     sequence: u64,
     scratch: Scratch,
+    choices: Choices,
 }
 
 /// What every stage of one exchange needs.
@@ -112,6 +136,7 @@ struct Call<'a> {
     timeout: Duration,
     site: &'a Site,
     codec: &'a dyn Codec,
+    gather_bits: GatherBits,
     tokens: u32,
     dtype: Dtype,
     sequence: u64,
@@ -150,12 +175,12 @@ impl Communicator {
             features: codec.features(),
             dtype: input.dtype(),
         };
-        let chosen = policy::choose(self.config.algorithm, shape, codec);
-        if chosen == Chosen::Copy {
+        if shape.world_size == 1 {
             accumulate::copy(input, &mut output);
             return Ok(ExchangeStats::default());
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let chosen = state.choices.choose(&self.config, shape, codec);
         let mut stats = ExchangeStats::default();
         let mut call = self.call(site, codec, tokens, input.dtype(), &mut state);
         let nonfinite = self.run(chosen, &call, &mut state.scratch, input, &mut output, &mut stats)?;
@@ -167,7 +192,9 @@ impl Communicator {
                 site: site.clone(),
                 ranks: nonfinite.to_vec(),
             }),
-            (NonFinite::Fallback, Chosen::OneShot) => {
+            // Nothing was lost: the sum has the NaN or infinity that a lossless all-reduce has.
+            (NonFinite::Fallback, Chosen::Copy | Chosen::LosslessOneShot | Chosen::LosslessTwoShot) => Ok(stats),
+            (NonFinite::Fallback, _) => {
                 let seen = stats.nonfinite;
                 call = self.call(site, codec, tokens, input.dtype(), &mut state);
                 let fallback = policy::lossless(shape);
@@ -175,8 +202,6 @@ impl Communicator {
                 (stats.nonfinite, stats.fell_back) = (seen, true);
                 Ok(stats)
             }
-            // Nothing was lost: the sum has the NaN or infinity that a lossless all-reduce has.
-            (NonFinite::Fallback, _) => Ok(stats),
         }
     }
 
@@ -195,6 +220,7 @@ impl Communicator {
             timeout: self.config.timeout,
             site,
             codec,
+            gather_bits: self.config.gather_bits,
             tokens,
             dtype,
             sequence,
@@ -217,6 +243,9 @@ impl Communicator {
                 Ok(RankSet::default())
             }
             Chosen::OneShot => one_shot::run(call, scratch, input, output, stats),
+            Chosen::TwoShot => two_shot::run(call, scratch, input, output, stats),
+            Chosen::Ring => ring::run(call, scratch, input, output, stats),
+            Chosen::Doubling => doubling::run(call, scratch, input, output, stats),
             Chosen::LosslessOneShot => lossless::one_shot(call, scratch, input, output, stats),
             Chosen::LosslessTwoShot => lossless::two_shot(call, scratch, input, output, stats),
         }
@@ -224,15 +253,36 @@ impl Communicator {
 }
 
 impl Call<'_> {
-    fn expected(&self, kind: crate::wire::FrameKind) -> Expected<'_> {
+    fn expected(&self, kind: crate::wire::FrameKind, codec: u8) -> Expected<'_> {
         Expected {
             site: self.site,
             kind,
-            codec: self.codec.tag(),
+            codec,
             dtype: self.dtype,
             sequence: self.sequence,
             tokens: self.tokens,
+            part: 0,
         }
+    }
+
+    fn lost(&self, source: TransportError) -> ExchangeError {
+        ExchangeError::Transport {
+            site: self.site.clone(),
+            source,
+        }
+    }
+
+    fn bad_payload(&self, (rank, source): BadPayload) -> ExchangeError {
+        ExchangeError::Payload {
+            rank,
+            site: self.site.clone(),
+            source,
+        }
+    }
+
+    /// A payload that does not decode, found outside a transfer.
+    fn give_up(&self, bad: BadPayload) -> ExchangeError {
+        self.abort(bad.0, self.bad_payload(bad))
     }
 
     /// Gives up after an error that only this rank may see, so that the others do not wait for it.
@@ -249,6 +299,11 @@ struct RankSet(u64);
 impl RankSet {
     fn insert(&mut self, rank: usize) {
         self.0 |= 1 << rank;
+    }
+
+    #[must_use]
+    const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
 
     const fn is_empty(self) -> bool {

@@ -1,6 +1,6 @@
 //! Buffers that outlive an exchange, so that the next one of the same shape allocates nothing.
 
-use super::frames::{no_recvs, peers};
+use super::frames::no_recvs;
 use crate::transport::{RecvOp, MAX_RANKS};
 use crate::wire::FRAME_HEADER_LEN;
 
@@ -8,49 +8,50 @@ use crate::wire::FRAME_HEADER_LEN;
 pub(super) struct Scratch {
     /// f32 sums.
     pub(super) sum: Vec<f32>,
-    /// This rank's payload.
+    /// f32 values of a few rows.
+    pub(super) block: Vec<f32>,
+    /// This rank's payloads.
     pub(super) own: Vec<u8>,
-    /// The peers' payloads, one after the other in rank order.
+    /// The peers' payloads, one after the other in the order of their operations.
     pub(super) received: Vec<u8>,
     pub(super) headers: Vec<u8>,
 }
 
 impl Scratch {
-    /// Buffers for sums of `elements` and payloads of `payload_len` bytes; the sums are zero.
-    pub(super) fn prepare(&mut self, world_size: usize, elements: usize, own_len: usize, payload_len: usize) {
-        self.sum.clear();
+    /// Buffers of these lengths, with whatever they held: clearing the sums of a prefill takes as long as decoding it.
+    pub(super) fn prepare(&mut self, world_size: usize, elements: usize, own_len: usize, received_len: usize) {
         self.sum.resize(elements, 0.0);
         self.own.resize(own_len, 0);
-        self.received.resize((world_size - 1) * payload_len, 0);
+        self.received.resize(received_len, 0);
         self.headers.resize(world_size * FRAME_HEADER_LEN, 0);
     }
 }
 
-/// Operations that receive `payload_len` bytes from every peer into `received`; the first `world_size - 1` count.
+/// Operations that receive `len(peer)` bytes from each of `peers` into `received`, and how many there are.
 pub(super) fn recv_ops<'a>(
-    rank: usize,
-    world_size: usize,
+    peers: impl Iterator<Item = usize>,
     headers: &'a mut [u8],
     received: &'a mut [u8],
-    payload_len: usize,
-) -> [RecvOp<'a>; MAX_RANKS] {
+    len: impl Fn(usize) -> usize,
+) -> ([RecvOp<'a>; MAX_RANKS], usize) {
     let mut ops = no_recvs();
+    let mut count = 0;
     let mut rest = received;
     let headers = headers.chunks_exact_mut(FRAME_HEADER_LEN);
-    for ((op, peer), header) in ops.iter_mut().zip(peers(rank, world_size)).zip(headers) {
-        let (payload, tail) = std::mem::take(&mut rest).split_at_mut(payload_len);
+    for ((op, peer), header) in ops.iter_mut().zip(peers).zip(headers) {
+        let (payload, tail) = std::mem::take(&mut rest).split_at_mut(len(peer));
         rest = tail;
         *op = RecvOp {
             from: peer,
             header,
             payload,
         };
+        count += 1;
     }
-    ops
+    (ops, count)
 }
 
-/// Where the payload of `peer` lies in `received`.
-pub(super) fn received_from(received: &[u8], rank: usize, peer: usize, payload_len: usize) -> &[u8] {
-    let index = if peer < rank { peer } else { peer - 1 };
-    &received[index * payload_len..(index + 1) * payload_len]
+/// What came from `peer`; empty when nothing was asked of it.
+pub(super) fn received_from<'a>(ops: &'a [RecvOp<'_>], peer: usize) -> &'a [u8] {
+    ops.iter().find(|op| op.from == peer).map_or(&[], |op| &*op.payload)
 }

@@ -5,16 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{header, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
 use mistralrs_server_core::mistralrs_server_router_builder::MistralRsServerRouterBuilder;
 use mistralrs_server_core::types::SharedMistralRsState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{signal, SignalKind};
 
+use super::metrics::{self, Requests};
 use crate::engine::Node;
+use crate::report::prometheus;
 
 /// How long open streams may go on after a signal.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -31,7 +35,7 @@ pub(super) async fn serve(listener: TcpListener, engine: SharedMistralRsState, n
         .with_mistralrs(engine)
         .build()
         .await?
-        .layer(axum::middleware::from_fn_with_state(node.clone(), report_health));
+        .layer(axum::middleware::from_fn_with_state(Front::new(node.clone()), front));
     let address = listener.local_addr()?;
     tracing::info!("OpenAI-compatible server listening on http://{address}");
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -55,12 +59,63 @@ pub(super) async fn serve(listener: TcpListener, engine: SharedMistralRsState, n
     Ok(())
 }
 
-/// `/health` answers 503 with the reason while the group cannot serve; everything else passes.
-async fn report_health(State(node): State<Option<Arc<Node>>>, request: Request, next: Next) -> Response {
-    if request.uri().path() == "/health" {
-        if let Err(reason) = super::health(node.as_ref()) {
-            return (StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
+/// What stands before the engine's own routes.
+#[derive(Debug, Clone)]
+struct Front {
+    node: Option<Arc<Node>>,
+    requests: Arc<Requests>,
+}
+
+impl Front {
+    fn new(node: Option<Arc<Node>>) -> Self {
+        Self {
+            node,
+            requests: Arc::default(),
         }
     }
-    next.run(request).await
+
+    /// The answer that needs no engine, if this request has one.
+    fn answer(&self, request: &Request) -> Option<Response> {
+        let health = super::health(self.node.as_ref());
+        match (request.uri().path(), health) {
+            ("/metrics", _) => {
+                let page = metrics::page(self.node.as_deref(), &self.requests);
+                Some(([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], page).into_response())
+            }
+            ("/health", Err(reason)) => Some((StatusCode::SERVICE_UNAVAILABLE, reason).into_response()),
+            // It would only find out in its first exchange, and wait for the requests before it to do so.
+            (_, Err(reason)) if request.method() == Method::POST => Some(error(StatusCode::SERVICE_UNAVAILABLE, &reason)),
+            // A rank that came back would load the weights as the command line says, and differ.
+            ("/re_isq", Ok(())) if self.node.as_ref().is_some_and(|node| node.rejoins()) => Some(error(
+                StatusCode::BAD_REQUEST,
+                "re-quantization is not supported where lost ranks may come back (group.rejoin): use --isq at the start",
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// In the form of the engine's own errors.
+fn error(status: StatusCode, message: &str) -> Response {
+    (status, axum::Json(serde_json::json!({ "message": message }))).into_response()
+}
+
+/// `/metrics`, `/health` (503 with the reason while the group cannot serve), and refusals; everything else passes, counted.
+async fn front(State(front): State<Front>, request: Request, next: Next) -> Response {
+    if let Some(answer) = front.answer(&request) {
+        return answer;
+    }
+    if request.method() != Method::POST {
+        return next.run(request).await;
+    }
+    let open = front.requests.start();
+    let response = next.run(request).await;
+    front.requests.answered(response.status().as_u16());
+    response.map(|body| {
+        let pieces = body.into_data_stream().map(move |piece| {
+            let _until_the_body_ends = &open;
+            piece
+        });
+        Body::from_stream(pieces)
+    })
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod http;
+mod metrics;
 
 use std::sync::Arc;
 

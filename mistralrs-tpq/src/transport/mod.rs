@@ -15,11 +15,13 @@
 mod error;
 pub mod memory;
 pub mod tcp;
+mod timed;
 
 use std::fmt;
 use std::time::Duration;
 
 pub use error::TransportError;
+pub use timed::Timed;
 
 /// Ranks are indices below this. The hot path keeps one slot per rank on the stack instead of allocating.
 pub const MAX_RANKS: usize = 64;
@@ -92,6 +94,17 @@ pub trait Transport: fmt::Debug + Send + Sync {
         deadline: Duration,
         on_progress: &mut dyn FnMut(Arrival<'_>) -> Result<(), Rejected>,
     ) -> Result<(), TransportError>;
+
+    /// Writes as much of `send` as goes out without waiting, and returns how many bytes that is: a caller that makes a
+    /// large message piece by piece keeps the wire busy meanwhile. The rest, and then nothing else, must follow with the
+    /// next [`Transport::transfer`] to that rank. A transport may always take nothing.
+    ///
+    /// # Errors
+    /// A lost peer, or a rank that is not in the group.
+    fn offer(&self, send: &SendOp<'_>) -> Result<usize, TransportError> {
+        let _ = send;
+        Ok(0)
+    }
 
     /// Sends a control message. Messages to one peer arrive whole and in order.
     ///

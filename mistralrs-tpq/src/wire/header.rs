@@ -8,19 +8,25 @@
 //!  2  kind     u8    stage of the exchange
 //!  3  codec    u8    tag of the codec
 //!  4  dtype    u8    0 f32, 1 bf16, 2 f16
-//!  5  flags    u8    bit 0: the sender's input had NaN or infinity
+//!  5  flags    u8    bit 0: the sender's input had NaN or infinity (raw payloads; encoded ones say so in their trailer)
 //!  6  rank     u16   the sender
 //!  8  sequence u64   exchanges since the ranks joined
 //! 16  site     u32   which all-reduce of the model
 //! 20  tokens   u32   rows of the partial sum
 //! 24  length   u32   bytes of the payload that follows
-//! 28  part     u32   index of this piece when a payload travels in several; 0 otherwise
+//! 28  part     u32   step of a stage that takes several; 0 otherwise
 //! ```
-//! At hidden size 4096 and 4.1875 bits, one token is 32 + 2144 bytes against 32 + 8192 in BF16.
+//! An encoded payload ends with a trailer of 8 bytes, which `length` includes: one bit for each rank whose input, as far
+//! as it is in this payload, had NaN or infinity. At the end, because a large payload is sent while it is encoded.
+//!
+//! At hidden size 4096 and 4.1875 bits, one token is 32 + 2144 + 8 bytes against 32 + 8192 in BF16.
 
 use super::{cursor::Cursor, WireError};
 
 pub const FRAME_HEADER_LEN: usize = 32;
+
+/// Bytes after an encoded payload; see the module's text.
+pub const FRAME_TRAILER_LEN: usize = 8;
 
 /// The sender's input had NaN or infinity: all ranks learn it and act alike.
 pub const FLAG_NONFINITE: u8 = 1;
@@ -39,15 +45,41 @@ pub enum FrameKind {
     LosslessScatter = 3,
     /// The sender's finished slice, raw.
     LosslessGather = 4,
+    /// The receiver's slice of a partial sum, encoded.
+    TwoShotScatter = 5,
+    /// The sender's finished slice, encoded.
+    TwoShotGather = 6,
+    /// The sum so far of one slice, on its way round the ring.
+    RingScatter = 7,
+    /// A finished slice, on its way round the ring.
+    RingGather = 8,
+    /// The partial sum of a rank beyond the largest power of two.
+    DoublingFold = 9,
+    /// The sum of half of the ranks that the receiver's next sum has.
+    Doubling = 10,
+    /// The finished sum for a rank beyond the largest power of two, raw.
+    DoublingResult = 11,
 }
 
 impl FrameKind {
+    /// Whether the payload ends with a trailer: all but raw partial sums do.
+    pub const fn has_trailer(self) -> bool {
+        !matches!(self, Self::Lossless | Self::LosslessScatter | Self::LosslessGather)
+    }
+
     pub const fn from_tag(tag: u8) -> Option<Self> {
         match tag {
             1 => Some(Self::OneShot),
             2 => Some(Self::Lossless),
             3 => Some(Self::LosslessScatter),
             4 => Some(Self::LosslessGather),
+            5 => Some(Self::TwoShotScatter),
+            6 => Some(Self::TwoShotGather),
+            7 => Some(Self::RingScatter),
+            8 => Some(Self::RingGather),
+            9 => Some(Self::DoublingFold),
+            10 => Some(Self::Doubling),
+            11 => Some(Self::DoublingResult),
             _ => None,
         }
     }

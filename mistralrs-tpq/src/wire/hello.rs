@@ -4,7 +4,7 @@
 //! with a [`Refusal`](super::Refusal) that names the field and both values. Either way both ends know.
 //!
 //! ```text
-//!  0  magic    [u8;4]  "TPQ?" hello, "TPQ!" accepted, "TPQX" refused
+//!  0  magic    [u8;4]  "TPQ?" hello, "TPQ!" accepted, "TPQX" refused, "TPQN" a handshake that goes before them
 //!  4  version  u16     this prefix never changes, so that any two versions can tell each other apart
 //!  6  purpose  u8      0 data, 1 control
 //!  7  0                reserved
@@ -25,6 +25,7 @@ pub const HELLO_BODY_LIMIT: usize = 4096;
 const HELLO: [u8; 4] = *b"TPQ?";
 const ACCEPTED: [u8; 4] = *b"TPQ!";
 const REFUSED: [u8; 4] = *b"TPQX";
+const HANDSHAKE: [u8; 4] = *b"TPQN";
 const NAME_LIMIT: usize = 64;
 const POLICY_LIMIT: usize = 1024;
 const VALUE_LIMIT: usize = 1024;
@@ -88,7 +89,7 @@ impl Prefix {
     /// # Errors
     /// Other magic (a port scan, HTTP), or a body above 4096 bytes.
     pub fn of_hello(bytes: &[u8]) -> Result<Self, WireError> {
-        Self::parse("hello", bytes, &[HELLO])
+        Self::parse("hello", bytes, &[HELLO, HANDSHAKE])
     }
 
     /// Reads the prefix of a reply.
@@ -96,7 +97,12 @@ impl Prefix {
     /// # Errors
     /// As for [`Prefix::of_hello`].
     pub fn of_reply(bytes: &[u8]) -> Result<Self, WireError> {
-        Self::parse("reply to the hello", bytes, &[ACCEPTED, REFUSED])
+        Self::parse("reply to the hello", bytes, &[ACCEPTED, REFUSED, HANDSHAKE])
+    }
+
+    /// Whether the body is a message of the handshake that authenticates, not a hello or reply.
+    pub fn is_handshake(&self) -> bool {
+        self.magic == HANDSHAKE
     }
 
     fn parse(what: &'static str, bytes: &[u8], magics: &[[u8; 4]]) -> Result<Self, WireError> {
@@ -140,6 +146,11 @@ impl Prefix {
             }),
         }
     }
+}
+
+/// A message of the handshake that goes before the hello where the group has a secret.
+pub fn handshake(rank: u32, message: &[u8]) -> Vec<u8> {
+    with_prefix(HANDSHAKE, 0, rank, message)
 }
 
 impl Hello {

@@ -17,12 +17,12 @@ mod hello;
 mod refusal;
 
 pub use frame::{ControlKind, ControlPrefix, CONTROL_PREFIX_LEN, DEFAULT_MESSAGE_LIMIT};
-pub use header::{FrameHeader, FrameKind, FLAG_NONFINITE, FRAME_HEADER_LEN};
-pub use hello::{Digest, Hello, Identity, Prefix, Purpose, Reply, HELLO_BODY_LIMIT, PREFIX_LEN};
+pub use header::{FrameHeader, FrameKind, FLAG_NONFINITE, FRAME_HEADER_LEN, FRAME_TRAILER_LEN};
+pub use hello::{handshake, Digest, Hello, Identity, Prefix, Purpose, Reply, HELLO_BODY_LIMIT, PREFIX_LEN};
 pub use refusal::{HelloField, Refusal};
 
 /// Raised by every change of the bytes in this module; ranks with different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 // Lossless payloads are the host's own f32/bf16/f16 bytes; the format says little endian.
 #[cfg(target_endian = "big")]

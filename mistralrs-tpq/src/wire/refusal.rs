@@ -18,6 +18,8 @@ pub enum HelloField {
     Rank = 9,
     /// A second process with the same rank.
     SameRankTwice = 10,
+    /// No secret where one is needed, one where none is, or another one. This refusal is not authenticated.
+    Secret = 11,
 }
 
 impl HelloField {
@@ -33,6 +35,7 @@ impl HelloField {
             8 => Self::Policy,
             9 => Self::Rank,
             10 => Self::SameRankTwice,
+            11 => Self::Secret,
             _ => return None,
         })
     }
@@ -47,6 +50,7 @@ impl HelloField {
             Self::Codec => "codec",
             Self::Manifest => "manifest",
             Self::Policy => "policy",
+            Self::Secret => "secret",
             Self::Rank | Self::SameRankTwice => "rank",
         }
     }
@@ -58,6 +62,7 @@ impl HelloField {
             Self::Model => "give all ranks the same model files",
             Self::Dtype => "give all ranks the same --dtype",
             Self::Codec | Self::Policy => "give all ranks the same tpq.yaml",
+            Self::Secret => "give all ranks the same TPQ_SECRET, TPQ_SECRET_FILE or `group.secret_file`",
             Self::Manifest => "copy manifest.yaml from rank 0",
             Self::Rank | Self::SameRankTwice => "give each process its own rank",
         }
@@ -90,6 +95,13 @@ impl fmt::Display for Refusal {
                 write!(
                     f,
                     "two processes say that they are rank {sender}: {expected} and {got}: {}",
+                    field.advice()
+                )
+            }
+            HelloField::Secret => {
+                write!(
+                    f,
+                    "rank {by} expected {expected}, rank {sender} has {got}: {}",
                     field.advice()
                 )
             }

@@ -1,7 +1,7 @@
 //! Sites, tensors and round trips for the codec tests.
 
 use half::{bf16, f16};
-use mistralrs_tpq::codec::{Codec, Dtype, Dynamic, EncodeStats, Level, NoCodec, Paper, PaperTables, Values};
+use mistralrs_tpq::codec::{Codec, Dtype, Dynamic, Dynamic8, EncodeStats, Level, NoCodec, Paper, PaperTables, Values};
 use proptest::prelude::*;
 
 /// One reduce site: some rows, and a calibration for them.
@@ -25,12 +25,13 @@ impl Site {
         paper(self.ranges.clone(), self.outliers.clone()).with_level(level)
     }
 
-    /// In the order of `CodecKind::ALL`.
-    pub fn codecs(&self, level: Level) -> [Box<dyn Codec>; 3] {
+    /// In the order of `CodecKind::ALL`, then the codec of sums.
+    pub fn codecs(&self, level: Level) -> [Box<dyn Codec>; 4] {
         [
             Box::new(NoCodec::new(self.features())),
             Box::new(self.paper(level)),
             Box::new(Dynamic::new(self.features()).with_level(level)),
+            Box::new(Dynamic8::new(self.features()).with_level(level)),
         ]
     }
 

@@ -33,12 +33,15 @@ pub struct Finished {
 /// Set on every process under test, to find what it started.
 const MARK: &str = "TPQ_TEST_MARK";
 /// Settings of the host that would change what is tested.
-const FOREIGN: [&str; 9] = [
+const FOREIGN: [&str; 12] = [
     "MISTRALRS_TPQ_CONFIG",
     "MISTRALRS_TPQ_RANK",
     "TPQ_RANK",
     "TPQ_WORLD_SIZE",
     "TPQ_PEERS",
+    "TPQ_REJOIN",
+    "TPQ_SECRET",
+    "TPQ_SECRET_FILE",
     "RING_CONFIG",
     "RUST_LOG",
     "MCP_CONFIG_PATH",

@@ -40,8 +40,8 @@ pub fn run(workspace: &Workspace, options: &SetupArgs) -> Result<ExitCode> {
             let wanted = Wanted::load(workspace, options)?;
             make(workspace, &wanted, &target, options)?;
             match options.out {
-                Some(_) => print_redirects(&wanted.crates, &target)?,
-                None => warn_not_redirected(workspace, &wanted.crates)?,
+                Some(_) => print_redirects(&wanted.libraries(&target), &target)?,
+                None => warn_not_redirected(workspace, &wanted.libraries(&target))?,
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -99,6 +99,13 @@ impl Wanted {
             crates,
             series,
         })
+    }
+
+    /// Those that other crates can depend on. A program such as mistralrs-cli is built from its folder, not redirected.
+    fn libraries(&self, folder: &Path) -> BTreeSet<String> {
+        let is_library =
+            |name: &&String| ALWAYS.contains(&name.as_str()) || folder.join(name.as_str()).join("src/lib.rs").is_file();
+        self.crates.iter().filter(is_library).cloned().collect()
     }
 
     fn status(&self, folder: &Path) -> Result<Status> {

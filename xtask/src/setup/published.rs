@@ -41,7 +41,29 @@ pub fn fetch(workspace: &Workspace, version: &str, crates: &BTreeSet<String>) ->
         join(crates)
     );
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cargo metadata output")?;
-    locate(&metadata, version, crates)
+    let (mut base, programs) = locate(&metadata, version, crates)?;
+    if !programs.is_empty() {
+        let mut command = workspace.cargo();
+        command.current_dir(folder).arg("fetch");
+        if let Some(host) = host_target() {
+            command.args(["--target", &host]);
+        }
+        let status = command.status();
+        ensure!(
+            status.context("cannot run cargo")?.success(),
+            "cargo could not fetch {} {version}, see above",
+            join(&programs)
+        );
+        let found = in_folder(&beside(&base)?, version, &programs)?;
+        base.crates.extend(found.crates);
+    }
+    Ok(base)
+}
+
+/// The folder that cargo unpacked the crates into.
+fn beside(base: &Base) -> Result<PathBuf> {
+    let folder = base.crates.values().next().and_then(|folder| folder.parent());
+    Ok(folder.context("no crate was fetched")?.to_owned())
 }
 
 /// `folder/NAME-VERSION` or `folder/NAME` for each crate.
@@ -84,24 +106,31 @@ fn scratch_manifest(version: &str, crates: &BTreeSet<String>) -> String {
     text
 }
 
-fn locate(metadata: &serde_json::Value, version: &str, crates: &BTreeSet<String>) -> Result<Base> {
+/// The libraries, and the names of the others: `cargo metadata` leaves a crate without a library out, though cargo
+/// fetches it and verifies its checksum as any other.
+fn locate(metadata: &serde_json::Value, version: &str, crates: &BTreeSet<String>) -> Result<(Base, BTreeSet<String>)> {
     let packages = metadata["packages"]
         .as_array()
         .context("cargo metadata lists no packages")?;
     let mut found = BTreeMap::new();
+    let mut programs = BTreeSet::new();
     for name in crates {
         let package = packages
             .iter()
             .find(|package| package["name"] == **name && package["version"] == *version);
         let manifest = package.and_then(|package| package["manifest_path"].as_str());
-        let manifest = PathBuf::from(manifest.with_context(|| format!("cargo did not fetch {name} {version}"))?);
+        let Some(manifest) = manifest.map(PathBuf::from) else {
+            programs.insert(name.clone());
+            continue;
+        };
         let folder = manifest.parent().context("a manifest without a folder")?;
         found.insert(name.clone(), folder.to_owned());
     }
-    Ok(Base {
+    let base = Base {
         version: version.to_owned(),
         crates: found,
-    })
+    };
+    Ok((base, programs))
 }
 
 /// Restricts the download to this platform's dependencies; without rustc's answer all are fetched.
@@ -124,15 +153,16 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_crate_is_found_by_name_and_version() {
+    fn a_library_is_found_by_name_and_version_and_a_program_is_told_apart() {
         let metadata = json!({"packages": [
             {"name": "a", "version": "0.9.0", "manifest_path": "/registry/a-0.9.0/Cargo.toml"},
             {"name": "a", "version": "0.8.1", "manifest_path": "/registry/a-0.8.1/Cargo.toml"},
         ]});
-        let crates = BTreeSet::from(["a".to_owned()]);
-        let base = locate(&metadata, "0.8.1", &crates).unwrap();
+        let crates = BTreeSet::from(["a".to_owned(), "program".to_owned()]);
+        let (base, programs) = locate(&metadata, "0.8.1", &crates).unwrap();
         assert_eq!(base.crates["a"], Path::new("/registry/a-0.8.1"));
-        let error = locate(&metadata, "0.7.0", &crates).unwrap_err().to_string();
-        assert_eq!(error, "cargo did not fetch a 0.7.0");
+        assert_eq!(programs, BTreeSet::from(["program".to_owned()]));
+        assert_eq!(beside(&base).unwrap(), Path::new("/registry"));
+        assert!(locate(&metadata, "0.7.0", &crates).unwrap().0.crates.is_empty());
     }
 }

@@ -1,16 +1,13 @@
-//! What the commands that run the engine share: which ranks, and how they start and end.
+//! What the commands that run several ranks share: which ranks, and how they start and end.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use anyhow::Result;
 use clap::Args;
 
 use super::launch;
 use crate::cli::args::{Global, LaunchArgs};
 use crate::cli::CliError;
 use crate::config::Plan;
-use crate::engine::Node;
 
 /// Used without --config: everything at its default, and no manifest to look for.
 const DEFAULT_CONFIG: &str = "version: 1\ncodec: {kind: dynamic}\n";
@@ -40,6 +37,7 @@ impl GroupArgs {
             ranks,
             base_port: None,
             grace_s: 5.0,
+            restart: 0,
             quiet_workers: true,
             bare_rank_0: true,
             command,
@@ -55,8 +53,9 @@ impl GroupArgs {
     }
 }
 
+#[cfg(feature = "engine")]
 /// Ends the group with rank 0's outcome: in good order when it is good, otherwise by leaving, which the other ranks see.
-pub(crate) fn end<T>(node: &Arc<Node>, outcome: Result<T>) -> Result<T> {
+pub(crate) fn end<T>(node: &crate::engine::Node, outcome: anyhow::Result<T>) -> anyhow::Result<T> {
     if outcome.is_ok() {
         node.shutdown();
     }

@@ -1,10 +1,11 @@
 //! One file for each command.
 
+pub mod bench;
 #[cfg(feature = "engine")]
 pub mod calibrate;
+pub mod doctor;
 #[cfg(feature = "engine")]
 pub mod eval;
-#[cfg(feature = "engine")]
 mod group;
 pub mod inspect;
 pub mod launch;

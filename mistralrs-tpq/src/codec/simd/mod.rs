@@ -3,12 +3,15 @@
 
 use std::sync::OnceLock;
 
+use super::dynamic8::kernel;
 use super::scalar::{self, BadWord, PaperRow};
 use super::values::Element;
 use super::EncodeStats;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod dynamic8;
 
 /// An instruction set. Values come from [`Level::scalar`] and [`Level::best`] only, so holding one proves that this
 /// processor has it.
@@ -80,6 +83,22 @@ impl Level {
             Isa::Scalar => scalar::dynamic_encode_row(values, row),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.dynamic_encode_row(values, row),
+        }
+    }
+
+    pub(super) fn dynamic8_encode_row<T: Element>(self, values: &[T], row: &mut [u8]) -> u64 {
+        match self.0 {
+            Isa::Scalar => kernel::encode_row(values, row),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(avx2) => avx2.dynamic8_encode_row(values, row),
+        }
+    }
+
+    pub(super) fn dynamic8_decode_row(self, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+        match self.0 {
+            Isa::Scalar => kernel::decode_row(row, sum),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(avx2) => avx2.dynamic8_decode_row(row, sum),
         }
     }
 

@@ -165,8 +165,9 @@ pub(super) fn receive(mesh: &MeshState, from: usize, patience: Patience) -> Resu
     }
 }
 
-/// The control thread: reads all peers until the mesh ends.
-pub(super) fn run(mesh: &MeshState, heartbeat: Duration) {
+/// The control thread: reads all peers until the mesh ends, also when nobody waits for one of them: a rank that is silent for
+/// `timeout` ends the mesh before the next request needs it.
+pub(super) fn run(mesh: &MeshState, heartbeat: Duration, timeout: Duration) {
     let mut readers: Vec<Option<Reader>> = mesh
         .control
         .iter()
@@ -192,6 +193,10 @@ pub(super) fn run(mesh: &MeshState, heartbeat: Duration) {
             }
         }
         if Instant::now() >= next_beat {
+            if let Some(error) = silent_rank(mesh, timeout) {
+                mesh.fail(error);
+                return;
+            }
             mesh.control
                 .iter()
                 .flatten()
@@ -199,6 +204,21 @@ pub(super) fn run(mesh: &MeshState, heartbeat: Duration) {
             next_beat = Instant::now() + heartbeat;
         }
     }
+}
+
+/// The rank that was not heard for the longest time, if that is too long. One whose queue is full is not listened to.
+fn silent_rank(mesh: &MeshState, timeout: Duration) -> Option<TransportError> {
+    let inbox = mesh.inbox();
+    let heard = |rank: &usize| mesh.control[*rank].is_some() && inbox[*rank].queued_bytes < QUEUE_LIMIT;
+    let rank = (0..inbox.len())
+        .filter(heard)
+        .min_by_key(|rank| inbox[*rank].last_heard)?;
+    let waited = inbox[rank].last_heard.elapsed();
+    (waited > timeout && inbox[rank].left.is_none()).then_some(TransportError::NoMessage {
+        rank,
+        silent: true,
+        waited,
+    })
 }
 
 fn sleep(mesh: &MeshState, readers: &[Option<Reader>], patience: Duration) -> Result<(), TransportError> {

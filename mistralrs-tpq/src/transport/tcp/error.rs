@@ -18,10 +18,12 @@ pub enum JoinError {
         reason: String,
     },
     #[error(
-        "`peers[{rank}]`: {address} is not a loopback address, and links are neither encrypted nor authenticated: \
-         set `insecure: true` only on a network where every host is trusted"
+        "`peers[{rank}]`: {address} is not a loopback address, and the group has no secret: give all ranks the same one \
+         (TPQ_SECRET_FILE, `group.secret_file`), or set `insecure: true` on a network where every host is trusted"
     )]
     NotLoopback { rank: usize, address: String },
+    #[error("`encrypt: true` needs a secret: make one with `openssl rand -hex 32` and give it to all ranks")]
+    EncryptWithoutSecret,
     #[error(
         "cannot listen on {address} (`peers[{rank}]`): the port is in use: is another process running as rank {rank}?"
     )]

@@ -1,5 +1,4 @@
-//! One connection to one peer. All bytes of a mesh pass through here, so counting (and, one day, encryption) has one
-//! place.
+//! One connection to one peer. All bytes of a mesh pass through here, so counting and encryption have one place.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -7,29 +6,41 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::secure::Cipher;
 use crate::transport::Traffic;
 
 /// A connected, nonblocking stream with counters.
 #[derive(Debug)]
 pub(super) struct Link {
     stream: TcpStream,
+    /// `None`: bytes travel as they are.
+    cipher: Option<Cipher>,
     sent: AtomicU64,
     received: AtomicU64,
 }
 
 impl Link {
-    pub(super) fn new(stream: TcpStream) -> io::Result<Self> {
+    pub(super) fn new(stream: TcpStream, cipher: Option<Cipher>) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
         Ok(Self {
             stream,
+            cipher,
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
         })
     }
 
-    /// Writes what fits now of `parts`; `None` when that is nothing.
+    /// Writes what fits now of `parts`; `None` when that is nothing. Then the same bytes have to come again: an encrypted
+    /// record with them may be under way.
     pub(super) fn write(&self, parts: [&[u8]; 2]) -> io::Result<Option<usize>> {
+        match &self.cipher {
+            Some(cipher) => cipher.write(parts, |record| self.write_raw([record, &[]])),
+            None => self.write_raw(parts),
+        }
+    }
+
+    fn write_raw(&self, parts: [&[u8]; 2]) -> io::Result<Option<usize>> {
         let slices = [IoSlice::new(parts[0]), IoSlice::new(parts[1])];
         let written = match (parts[0].is_empty(), parts[1].is_empty()) {
             (true, _) => unblocked(|| (&self.stream).write(parts[1])),
@@ -42,6 +53,13 @@ impl Link {
 
     /// Reads what is there into `first`, then `second`; `None` when nothing is. The end of the stream is an error.
     pub(super) fn read(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<Option<usize>> {
+        match &self.cipher {
+            Some(cipher) => cipher.read(first, second, |room| self.read_raw(room, &mut [])),
+            None => self.read_raw(first, second),
+        }
+    }
+
+    fn read_raw(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<Option<usize>> {
         let read = if first.is_empty() {
             unblocked(|| (&self.stream).read(second))
         } else {

@@ -3,9 +3,8 @@
 //! * `rendezvous` brings the mesh about: every rank listens on its own address in `peers`, and of each pair the higher
 //!   rank connects to the lower. Both say hello, and a mismatch is an error on both sides.
 //! * `poll` is the hot path, `control` the messages and heartbeats, `link` one connection.
+//! * `secure` authenticates a connection from the group's [`Secret`], which anything but loopback needs, and encrypts it.
 //! * [`ring`] learns `peers` from an existing deployment's RING_CONFIG.
-//!
-//! Links are neither encrypted nor authenticated yet, so anything but loopback needs `insecure: true`.
 
 mod control;
 mod error;
@@ -13,14 +12,16 @@ mod link;
 mod poll;
 mod rendezvous;
 pub mod ring;
+mod secure;
 mod state;
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use error::JoinError;
+pub use secure::{Secret, SecretTooShort};
 
 use self::link::Link;
 use self::state::{ControlLink, MeshState};
@@ -43,7 +44,11 @@ pub struct MeshConfig {
     pub timeout: Duration,
     /// How often an idle control connection says that this rank lives. Default 1 s.
     pub heartbeat: Duration,
-    /// Allow addresses beyond loopback although links are neither encrypted nor authenticated. Default false.
+    /// What all ranks know. With it, connections are authenticated, and control connections, which carry prompts, encrypted.
+    pub secret: Option<Secret>,
+    /// Encrypt data connections as well. Needs a secret. Default false.
+    pub encrypt: bool,
+    /// Allow addresses beyond loopback without a secret. Default false.
     pub insecure: bool,
     /// How long a transfer tries again before it sleeps. Longer costs CPU, shorter costs wake-ups. Default 20 us.
     pub busy_poll: Duration,
@@ -60,6 +65,8 @@ impl MeshConfig {
             connect_timeout: Duration::from_secs(600),
             timeout: Duration::from_secs(30),
             heartbeat: Duration::from_secs(1),
+            secret: None,
+            encrypt: false,
             insecure: false,
             busy_poll: Duration::from_micros(20),
             message_limit: DEFAULT_MESSAGE_LIMIT,
@@ -74,7 +81,15 @@ impl MeshConfig {
         if self.rank >= len {
             return Err(JoinError::NoSuchRank { rank: self.rank, len });
         }
+        if self.encrypt && self.secret.is_none() {
+            return Err(JoinError::EncryptWithoutSecret);
+        }
         Ok(())
+    }
+
+    /// Whether links may reach beyond this host.
+    const fn may_leave_host(&self) -> bool {
+        self.insecure || self.secret.is_some()
     }
 }
 
@@ -110,7 +125,7 @@ impl TcpMesh {
     pub fn connect_on(listener: TcpListener, config: MeshConfig) -> Result<Self, JoinError> {
         config.check()?;
         rendezvous::check_listener(&listener, &config)?;
-        if config.insecure {
+        if config.insecure && config.secret.is_none() {
             tracing::warn!(
                 "insecure: true: whoever reaches {} can join as a rank and read prompts",
                 config.peers[config.rank]
@@ -121,12 +136,17 @@ impl TcpMesh {
     }
 
     fn assemble(config: MeshConfig, joined: rendezvous::Joined) -> Result<Self, JoinError> {
-        let link = |stream: Option<TcpStream>| stream.map(Link::new).transpose().map_err(JoinError::system);
+        let link = |connection: Option<rendezvous::Connection>| {
+            connection
+                .map(|connection| Link::new(connection.stream, connection.cipher))
+                .transpose()
+                .map_err(JoinError::system)
+        };
         let data = joined.data.into_iter().map(link).collect::<Result<_, _>>()?;
         let control = joined
             .control
             .into_iter()
-            .map(|stream| Ok(link(stream)?.map(ControlLink::new)));
+            .map(|connection| Ok(link(connection)?.map(ControlLink::new)));
         let control = control.collect::<Result<_, JoinError>>()?;
         let state = MeshState::new(config.rank, config.busy_poll, config.message_limit, data, control);
         let state = Arc::new(state.map_err(JoinError::system)?);
@@ -137,7 +157,7 @@ impl TcpMesh {
                 let name = format!("tpq-control-{}", config.rank);
                 std::thread::Builder::new()
                     .name(name)
-                    .spawn(move || control::run(&state, config.heartbeat))
+                    .spawn(move || control::run(&state, config.heartbeat, config.timeout))
             })
             .transpose()
             .map_err(JoinError::system)?;
@@ -172,6 +192,15 @@ impl Transport for TcpMesh {
         match self.state.error() {
             Some(error) => Err(error),
             None => poll::transfer(&self.state, sends, recvs, deadline, on_progress),
+        }
+    }
+
+    fn offer(&self, send: &SendOp<'_>) -> Result<usize, TransportError> {
+        check_peer(self.state.rank, self.world_size, send.to)?;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.state.error() {
+            Some(error) => Err(error),
+            None => poll::offer(&self.state, send),
         }
     }
 

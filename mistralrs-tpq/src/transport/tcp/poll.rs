@@ -63,6 +63,15 @@ pub(super) fn transfer(
     }
 }
 
+/// See [`Transport::offer`](crate::transport::Transport::offer).
+pub(super) fn offer(mesh: &MeshState, op: &SendOp<'_>) -> Result<usize, TransportError> {
+    let mut at = 0;
+    let since = Instant::now();
+    // The first write that takes nothing ends it, and one that takes a part says that the socket is full.
+    while at < send_len(op) && push(mesh, op, &mut at, since)? {}
+    Ok(at)
+}
+
 fn push(mesh: &MeshState, op: &SendOp<'_>, at: &mut usize, since: Instant) -> Result<bool, TransportError> {
     let [first, second] = op.parts;
     if *at >= first.len() + second.len() {

@@ -2,7 +2,7 @@
 //!
 //! Of each pair the higher rank connects and the lower accepts. Accepting and connecting run at the same time, so it
 //! does not matter in which order processes start. A mismatch ends the join at once on both sides; anything that does
-//! not speak the protocol is dropped and the join goes on.
+//! not speak the protocol, or does not know the group's secret where it has one, is dropped and the join goes on.
 
 mod accept;
 mod dial;
@@ -13,14 +13,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::secure::Cipher;
 use super::{JoinError, MeshConfig};
 use crate::wire::{Hello, Purpose};
 
-/// Streams by rank; `None` for this rank.
+/// Connections by rank; `None` for this rank.
 #[derive(Debug)]
 pub(super) struct Joined {
-    pub(super) data: Vec<Option<TcpStream>>,
-    pub(super) control: Vec<Option<TcpStream>>,
+    pub(super) data: Vec<Option<Connection>>,
+    pub(super) control: Vec<Option<Connection>>,
+}
+
+/// A connection whose ends have agreed. With a secret, control connections keep their cipher, because they carry prompts; data
+/// connections do with `encrypt`.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) stream: TcpStream,
+    pub(super) cipher: Option<Cipher>,
 }
 
 /// What both halves of a join share.
@@ -31,12 +40,14 @@ struct Join<'a> {
     /// Set by the half that failed, so that the other one stops.
     stop: AtomicBool,
     joined: Mutex<Joined>,
+    /// The last connection that was turned away for its secret: the likeliest reason why a rank is absent.
+    stranger: Mutex<Option<String>>,
 }
 
 /// Opens the listener on this rank's own address.
 ///
 /// # Errors
-/// An address that does not resolve, is not this host's, is taken, or is not loopback without `insecure`.
+/// An address that does not resolve, is not this host's, is taken, or is not loopback without a secret.
 pub(super) fn listen(config: &MeshConfig) -> Result<TcpListener, JoinError> {
     let rank = config.rank;
     let addresses = resolve(config, rank)?;
@@ -57,7 +68,7 @@ pub(super) fn listen(config: &MeshConfig) -> Result<TcpListener, JoinError> {
 /// Refuses a listener beyond loopback unless the configuration allows it.
 pub(super) fn check_listener(listener: &TcpListener, config: &MeshConfig) -> Result<(), JoinError> {
     let address = listener.local_addr().map_err(JoinError::system)?;
-    if !config.insecure && !address.ip().is_loopback() {
+    if !config.may_leave_host() && !address.ip().is_loopback() {
         return Err(JoinError::NotLoopback {
             rank: config.rank,
             address: address.to_string(),
@@ -83,6 +94,7 @@ pub(super) fn join(listener: &TcpListener, config: &MeshConfig) -> Result<Joined
         started: Instant::now(),
         stop: AtomicBool::new(false),
         joined: Mutex::new(Joined::empty(config.peers.len())),
+        stranger: Mutex::new(None),
     };
     let (accepted, dialed) = std::thread::scope(|scope| {
         let acceptor = scope.spawn(|| join.guard(accept::run(&join, listener)));
@@ -112,7 +124,7 @@ fn resolve(config: &MeshConfig, rank: usize) -> Result<Vec<SocketAddr>, JoinErro
     if found.is_empty() {
         return Err(unresolved("the name has no address".to_owned()));
     }
-    if !config.insecure && !found.iter().all(|found| found.ip().is_loopback()) {
+    if !config.may_leave_host() && !found.iter().all(|found| found.ip().is_loopback()) {
         return Err(JoinError::NotLoopback {
             rank,
             address: address.clone(),
@@ -134,7 +146,7 @@ impl Joined {
         }
     }
 
-    fn slot(&mut self, rank: usize, purpose: Purpose) -> &mut Option<TcpStream> {
+    fn slot(&mut self, rank: usize, purpose: Purpose) -> &mut Option<Connection> {
         match purpose {
             Purpose::Data => &mut self.data[rank],
             Purpose::Control => &mut self.control[rank],
@@ -160,17 +172,36 @@ impl Join<'_> {
     }
 
     fn hello(&self, to: usize, purpose: Purpose) -> Hello {
+        let mut identity = self.config.identity.clone();
+        if self.config.encrypt {
+            identity.policy += "; encrypt";
+        }
         Hello {
             purpose,
             rank: self.config.rank as u32,
             to: to as u32,
             world_size: self.config.peers.len() as u32,
-            identity: self.config.identity.clone(),
+            identity,
         }
     }
 
-    fn add(&self, rank: usize, purpose: Purpose, stream: TcpStream) {
-        *self.lock().slot(rank, purpose) = Some(stream);
+    fn add(&self, rank: usize, purpose: Purpose, stream: TcpStream, cipher: Option<Cipher>) {
+        let cipher = cipher.filter(|_| purpose == Purpose::Control || self.config.encrypt);
+        *self.lock().slot(rank, purpose) = Some(Connection { stream, cipher });
+    }
+
+    /// Takes note of a connection that does not know the secret, and says so in the log.
+    fn turn_away(&self, from: SocketAddr, why: &str) {
+        tracing::warn!("rank {}: dropped a connection from {from} that {why}", self.config.rank);
+        *self.stranger.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("a connection from {from} {why}"));
+    }
+
+    fn never_connected(&self) -> String {
+        let stranger = self.stranger.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*stranger {
+            Some(stranger) => format!("it never connected, but {stranger}"),
+            None => "it never connected".to_owned(),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Joined> {
@@ -180,7 +211,7 @@ impl Join<'_> {
     /// Notices a rank that joined and is gone: waiting on would end in a deadline that blames someone else.
     fn check_present(&self) -> Result<(), JoinError> {
         let joined = self.lock();
-        let gone = |stream: &Option<TcpStream>| stream.as_ref().is_some_and(is_closed);
+        let gone = |one: &Option<Connection>| one.as_ref().is_some_and(|one| is_closed(&one.stream));
         match joined
             .data
             .iter()

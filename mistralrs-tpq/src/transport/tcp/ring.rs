@@ -135,8 +135,8 @@ impl RingConfig {
             .ok_or_else(|| self.key("right_ip", format!("{host} has no address")))?;
         if !insecure && !address.ip().is_loopback() {
             let reason = format!(
-                "{address} is not a loopback address, and links are neither encrypted nor authenticated: set \
-                 `insecure: true` only on a network where every host is trusted"
+                "{address} is not a loopback address, and the group has no secret: give all ranks the same one \
+                 (TPQ_SECRET_FILE, `group.secret_file`), or set `insecure: true` on a network where every host is trusted"
             );
             return Err(self.key("right_ip", reason));
         }

@@ -161,15 +161,14 @@ impl ControlLink {
         self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a short frame if no message is under way and the socket takes it; else nothing, or the rest later.
+    /// Sends a short frame unless a message or an earlier frame is under way; what the socket does not take goes out later.
     pub(super) fn try_send(&self, frame: &[u8]) {
         let Ok(mut backlog) = self.backlog.try_lock() else {
             return;
         };
         if self.flush(&mut backlog).is_ok_and(|empty| empty) {
-            let written = self.link.write([frame, &[]]).ok().flatten().unwrap_or(0);
-            if written > 0 {
-                backlog.extend_from_slice(&frame[written..]);
+            if let Ok(written) = self.link.write([frame, &[]]) {
+                backlog.extend_from_slice(&frame[written.unwrap_or(0)..]);
             }
         }
     }

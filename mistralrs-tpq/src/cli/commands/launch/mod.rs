@@ -29,6 +29,7 @@ pub fn run(args: &LaunchArgs, global: &Global) -> Result<u8, CliError> {
         ranks: usize::from(args.ranks),
         peers: peers.join(","),
         grace: Duration::from_secs_f64(args.grace_s),
+        restarts: args.restart,
         quiet_workers: args.quiet_workers,
         bare_rank_0: args.bare_rank_0,
         format: if args.bare_rank_0 {

@@ -4,6 +4,8 @@
 //! running --- a rank fails, or a signal ---> stopping (SIGTERM, or that signal) --- grace ---> killed (SIGKILL)
 //!    \------- rank 0 exits 0 ------------> finishing --- grace ---> stopping
 //! ```
+//! With restarts left, a rank that fails while all is running is started again after a pause instead.
+//!
 //! Every rank leads its own process group, and only these groups are signalled. A leader that has exited is reaped only when
 //! its group is no longer needed: until then the kernel cannot give its number to a stranger.
 
@@ -16,6 +18,7 @@ use nix::unistd::Pid;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
@@ -27,6 +30,8 @@ pub(super) struct Launch<'a> {
     /// `TPQ_PEERS`
     pub(super) peers: String,
     pub(super) grace: Duration,
+    /// Of each rank.
+    pub(super) restarts: u32,
     pub(super) quiet_workers: bool,
     pub(super) format: Format,
     /// Rank 0's lines pass unchanged.
@@ -44,6 +49,11 @@ struct Rank {
     process: Child,
     group: Pid,
     outcome: Option<Outcome>,
+    restarts: u32,
+    /// When to start it again.
+    due: Option<Instant>,
+    /// Its group's number may be a stranger's by now.
+    reaped: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +67,7 @@ enum Phase {
 
 struct Supervisor<'a> {
     launch: &'a Launch<'a>,
+    tpq: &'a Path,
     ranks: Vec<Rank>,
     guard: Guard,
     phase: Phase,
@@ -71,6 +82,8 @@ struct Supervisor<'a> {
 
 /// Wakes up this often without any signal: SIGCHLD is advice, the ranks' states are the fact.
 const TICK: Duration = Duration::from_millis(200);
+/// Before the first restart of a rank; each further one waits twice as long, up to 32 times this.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// For lines still in the pipes after the last rank has ended.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
@@ -81,6 +94,7 @@ pub(super) fn run(launch: &Launch<'_>) -> Result<u8, CliError> {
     let guard = Guard::start(&tpq).map_err(|error| CliError::io("cannot start the guard process", error))?;
     let mut supervisor = Supervisor {
         launch,
+        tpq: &tpq,
         ranks: Vec::with_capacity(launch.ranks),
         guard,
         phase: Phase::Running,
@@ -90,10 +104,13 @@ pub(super) fn run(launch: &Launch<'_>) -> Result<u8, CliError> {
         output_done: mpsc::channel(),
     };
     for rank in 0..launch.ranks {
-        if let Err(error) = supervisor.start(rank, &tpq) {
-            supervisor.stop(Signal::SIGTERM);
-            supervisor.supervise(&signals);
-            return Err(CliError::io(format!("cannot start rank {rank}"), error));
+        match supervisor.start(rank) {
+            Ok(started) => supervisor.ranks.push(started),
+            Err(error) => {
+                supervisor.stop(Signal::SIGTERM);
+                supervisor.supervise(&signals);
+                return Err(CliError::io(format!("cannot start rank {rank}"), error));
+            }
         }
     }
     supervisor.supervise(&signals);
@@ -119,7 +136,7 @@ fn watch_signals() -> Result<Receiver<Signal>, CliError> {
 }
 
 impl Supervisor<'_> {
-    fn start(&mut self, rank: usize, tpq: &std::path::Path) -> std::io::Result<()> {
+    fn start(&mut self, rank: usize) -> std::io::Result<Rank> {
         let launch = self.launch;
         // A terminal would stop a rank that reads it, because the ranks are not its foreground group.
         let stdin = if rank == 0 && !std::io::stdin().is_terminal() {
@@ -128,7 +145,11 @@ impl Supervisor<'_> {
             Stdio::null()
         };
         let quiet = launch.quiet_workers && rank > 0;
-        let mut process = Command::new(tpq)
+        let mut command = Command::new(self.tpq);
+        if launch.restarts > 0 {
+            command.env(config::REJOIN_VARIABLE, "1");
+        }
+        let mut process = command
             .args(["__rank", "--parent", &std::process::id().to_string(), "--"])
             .args(launch.command)
             .env(config::RANK_VARIABLE, rank.to_string())
@@ -157,19 +178,26 @@ impl Supervisor<'_> {
             forward(rank, pipe, Stream::Stderr, format, self.output_done.0.clone());
         }
         tracing::info!(rank, pid = process.id(), "started");
-        self.ranks.push(Rank {
+        Ok(Rank {
             process,
             group,
             outcome: None,
-        });
-        Ok(())
+            restarts: 0,
+            due: None,
+            reaped: false,
+        })
     }
 
     /// Returns when every rank has ended and nothing of it is left.
     fn supervise(&mut self, signals: &Receiver<Signal>) {
         loop {
             self.collect();
-            if self.ranks.iter().all(|rank| rank.outcome.is_some()) {
+            self.restart_due();
+            if self
+                .ranks
+                .iter()
+                .all(|rank| rank.outcome.is_some() && rank.due.is_none())
+            {
                 break;
             }
             self.check_deadline();
@@ -222,6 +250,16 @@ impl Supervisor<'_> {
                     self.phase = Phase::Finishing(Instant::now() + self.launch.grace);
                 }
             }
+            (Phase::Running, _) if self.ranks[rank].restarts < self.launch.restarts => {
+                let pause = FIRST_PAUSE * 2_u32.saturating_pow(self.ranks[rank].restarts.min(5));
+                self.ranks[rank].restarts += 1;
+                self.ranks[rank].due = Some(Instant::now() + pause);
+                let text = format!(
+                    "rank {rank} {how}; starting it again ({} of {})",
+                    self.ranks[rank].restarts, self.launch.restarts
+                );
+                note(self.launch.format, "rank_restarted", Some(rank), &text);
+            }
             (Phase::Running, _) => {
                 let rest = if others { "; stopping the others" } else { "" };
                 note(
@@ -235,6 +273,34 @@ impl Supervisor<'_> {
             }
             // A rank whose peers are being stopped may well end in an error; the cause has been told.
             _ => tracing::info!(rank, how, "ended"),
+        }
+    }
+
+    /// Starts ranks anew whose pause is over. What the failed one left running in its group ends first.
+    fn restart_due(&mut self) {
+        for index in 0..self.ranks.len() {
+            if !matches!(self.phase, Phase::Running) {
+                self.ranks[index].due = None;
+            }
+            if self.ranks[index].due.is_none_or(|due| Instant::now() < due) {
+                continue;
+            }
+            let old = &mut self.ranks[index];
+            old.due = None;
+            let _ = killpg(old.group, Signal::SIGKILL);
+            let _ = old.process.wait();
+            old.reaped = true;
+            let (group, restarts) = (old.group, old.restarts);
+            self.guard.forget(group);
+            match self.start(index) {
+                Ok(started) => self.ranks[index] = Rank { restarts, ..started },
+                Err(error) => {
+                    let text = format!("rank {index} cannot be started again: {error}; stopping the others");
+                    note(self.launch.format, "rank_failed", Some(index), &text);
+                    self.failure = Some(1);
+                    self.stop(Signal::SIGTERM);
+                }
+            }
         }
     }
 
@@ -287,7 +353,7 @@ impl Supervisor<'_> {
     }
 
     fn signal(&self, signal: Signal) {
-        for rank in &self.ranks {
+        for rank in self.ranks.iter().filter(|rank| !rank.reaped) {
             // An empty group is what we want.
             let _ = killpg(rank.group, signal);
         }
@@ -301,7 +367,7 @@ impl Supervisor<'_> {
         }
         // From here on a group's number is held by its remaining members, if there are any.
         let deadline = Instant::now() + self.launch.grace;
-        let alive = |rank: &Rank| killpg(rank.group, None).is_ok();
+        let alive = |rank: &Rank| !rank.reaped && killpg(rank.group, None).is_ok();
         while self.ranks.iter().any(alive) {
             if Instant::now() >= deadline {
                 self.ranks.iter().filter(|rank| alive(rank)).for_each(|rank| {

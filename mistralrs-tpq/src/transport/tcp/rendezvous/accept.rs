@@ -9,8 +9,9 @@ use nix::poll::{PollFd, PollFlags};
 
 use super::{is_closed, Join};
 use crate::transport::tcp::poll::wait;
+use crate::transport::tcp::secure::{record_len, Cipher, Handshake, HANDSHAKE_LEN, RECORD_PREFIX_LEN};
 use crate::transport::tcp::JoinError;
-use crate::wire::{Hello, HelloField, Prefix, Purpose, Refusal, Reply, PREFIX_LEN, PROTOCOL_VERSION};
+use crate::wire::{self, Hello, HelloField, Prefix, Purpose, Refusal, Reply, PREFIX_LEN, PROTOCOL_VERSION};
 
 /// A connection that has not said hello by then is dropped.
 const HELLO_PATIENCE: Duration = Duration::from_secs(2);
@@ -28,6 +29,8 @@ struct Pending {
     from: SocketAddr,
     since: Instant,
     bytes: Vec<u8>,
+    /// Once the connection has shown that it knows the secret.
+    cipher: Option<Cipher>,
 }
 
 pub(super) fn run(join: &Join<'_>, listener: &TcpListener) -> Result<(), JoinError> {
@@ -38,7 +41,7 @@ pub(super) fn run(join: &Join<'_>, listener: &TcpListener) -> Result<(), JoinErr
             return Ok(());
         }
         if join.remaining().is_zero() {
-            return Err(join.absent(missing, "it never connected".to_owned()));
+            return Err(join.absent(missing, join.never_connected()));
         }
         sleep(listener, &pending)?;
         accept(listener, &mut pending);
@@ -49,6 +52,14 @@ pub(super) fn run(join: &Join<'_>, listener: &TcpListener) -> Result<(), JoinErr
                 Step::Drop(why) => {
                     let dropped = pending.swap_remove(i);
                     tracing::debug!("dropped a connection from {} while joining: {why}", dropped.from);
+                }
+                Step::Handshake(prefix) => {
+                    if let Err(why) = authenticate(join, &mut pending[i]) {
+                        refuse_secret(join, pending.swap_remove(i), prefix.rank, why)?;
+                    }
+                }
+                Step::Hello(hello) if pending[i].cipher.is_none() && join.config.secret.is_some() => {
+                    refuse_secret(join, pending.swap_remove(i), hello.rank, "no secret")?;
                 }
                 Step::Hello(hello) => answer(join, pending.swap_remove(i), hello)?,
                 Step::Version(theirs) => refuse_version(join, pending.swap_remove(i), theirs)?,
@@ -90,6 +101,7 @@ fn accept(listener: &TcpListener, pending: &mut Vec<Pending>) {
             from,
             since: Instant::now(),
             bytes: Vec::new(),
+            cipher: None,
         });
     }
 }
@@ -100,6 +112,8 @@ enum Step {
     Waiting,
     Drop(String),
     Hello(Hello),
+    /// The first message of the handshake.
+    Handshake(Prefix),
     /// A hello of another protocol version.
     Version(Prefix),
 }
@@ -133,17 +147,42 @@ impl Pending {
 
     /// Bytes up to the end of what is known to come; an error as soon as it cannot be a hello.
     fn needed(&self) -> Result<usize, String> {
+        if self.cipher.is_some() {
+            return match self.bytes.first_chunk() {
+                None => Ok(RECORD_PREFIX_LEN),
+                Some(prefix) => Ok(RECORD_PREFIX_LEN + record_len(*prefix).map_err(|e| e.to_string())?),
+            };
+        }
         if self.bytes.len() < PREFIX_LEN {
             return Ok(PREFIX_LEN);
         }
         let prefix = Prefix::of_hello(&self.bytes[..PREFIX_LEN]).map_err(|e| e.to_string())?;
-        Ok(PREFIX_LEN + prefix.body_len as usize)
+        match prefix.body_len as usize {
+            len if prefix.is_handshake() && len != HANDSHAKE_LEN => {
+                Err(format!("a handshake of {len} bytes, expected {HANDSHAKE_LEN}"))
+            }
+            len => Ok(PREFIX_LEN + len),
+        }
     }
 
     fn finish(&self) -> Step {
-        let (head, body) = self.bytes.split_at(PREFIX_LEN);
+        match &self.cipher {
+            None => Self::parse(&self.bytes, false),
+            Some(cipher) => match cipher.open(&self.bytes[RECORD_PREFIX_LEN..]) {
+                Ok(plain) => Self::parse(&plain, true),
+                Err(error) => Step::Drop(error.to_string()),
+            },
+        }
+    }
+
+    fn parse(bytes: &[u8], opened: bool) -> Step {
+        let Some((head, body)) = bytes.split_first_chunk::<PREFIX_LEN>() else {
+            return Step::Drop("shorter than a hello".to_owned());
+        };
         let prefix = match Prefix::of_hello(head) {
             Ok(prefix) if prefix.version != PROTOCOL_VERSION => return Step::Version(prefix),
+            Ok(prefix) if prefix.is_handshake() && opened => return Step::Drop("a second handshake".to_owned()),
+            Ok(prefix) if prefix.is_handshake() => return Step::Handshake(prefix),
             Ok(prefix) => prefix,
             Err(error) => return Step::Drop(error.to_string()),
         };
@@ -155,7 +194,11 @@ impl Pending {
 
     fn reply(&mut self, reply: &Reply) -> io::Result<()> {
         // A fresh socket takes a few hundred bytes at once; one that does not is treated as broken.
-        self.stream.write_all(&reply.encode())
+        let bytes = match &self.cipher {
+            None => reply.encode(),
+            Some(cipher) => cipher.seal(&reply.encode())?,
+        };
+        self.stream.write_all(&bytes)
     }
 
     /// Both sides report the refusal: the peer reads it, this rank returns it.
@@ -165,6 +208,41 @@ impl Pending {
         let _ = self.stream.shutdown(Shutdown::Write);
         JoinError::Refused(refusal)
     }
+}
+
+/// Answers the first message of the handshake, or says what the connection has instead of the group's secret.
+fn authenticate(join: &Join<'_>, pending: &mut Pending) -> Result<(), &'static str> {
+    let secret = join.config.secret.as_ref().ok_or("a secret")?;
+    let (cipher, message) = Handshake::answer(secret, &pending.bytes[PREFIX_LEN..]).map_err(|_| "another secret")?;
+    let sent = pending
+        .stream
+        .write_all(&wire::handshake(join.config.rank as u32, &message));
+    if let Err(error) = sent {
+        // The next read sees it too, and drops the connection.
+        tracing::debug!("could not answer {}: {error}", pending.from);
+    }
+    pending.bytes.clear();
+    pending.cipher = Some(cipher);
+    Ok(())
+}
+
+/// Ends the join only where this rank has no secret: otherwise anybody who reaches the port could end it.
+fn refuse_secret(join: &Join<'_>, pending: Pending, sender: u32, got: &str) -> Result<(), JoinError> {
+    let has_secret = join.config.secret.is_some();
+    let from = pending.from;
+    let refusal = Refusal {
+        sender,
+        by: join.config.rank as u32,
+        field: HelloField::Secret,
+        expected: if has_secret { "the group's secret" } else { "no secret" }.to_owned(),
+        got: got.to_owned(),
+    };
+    let error = pending.refuse(refusal);
+    if !has_secret {
+        return Err(error);
+    }
+    join.turn_away(from, &format!("has {got}, expected the group's secret"));
+    Ok(())
 }
 
 fn answer(join: &Join<'_>, mut pending: Pending, hello: Hello) -> Result<(), JoinError> {
@@ -177,17 +255,15 @@ fn answer(join: &Join<'_>, mut pending: Pending, hello: Hello) -> Result<(), Joi
         return Err(pending.refuse(refusal));
     }
     if pending.reply(&Reply::Accepted(mine)).is_ok() {
-        join.add(rank, hello.purpose, pending.stream);
+        join.add(rank, hello.purpose, pending.stream, pending.cipher);
     }
     Ok(())
 }
 
 fn same_rank_twice(join: &Join<'_>, pending: &Pending, rank: usize, purpose: Purpose) -> Option<Refusal> {
     let mut joined = join.lock();
-    let first = joined
-        .slot(rank, purpose)
-        .as_ref()
-        .filter(|stream| !is_closed(stream))?;
+    let first = joined.slot(rank, purpose).as_ref().map(|first| &first.stream);
+    let first = first.filter(|stream| !is_closed(stream))?;
     let expected = first
         .peer_addr()
         .map_or_else(|e| e.to_string(), |address| format!("one at {address}"));

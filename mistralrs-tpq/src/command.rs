@@ -1,7 +1,9 @@
-//! What rank 0 asks of the other ranks outside the engine's own steps, and what they answer.
+//! What rank 0 asks of the other ranks outside the engine's own steps, and what they answer. Without the engine, so that it can be
+//! fuzzed.
 
 use std::collections::BTreeMap;
 
+use anyhow::{bail, ensure, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::calibrate::RangeObserver;
@@ -28,6 +30,16 @@ pub enum Command {
     ResetReport,
     /// The group ends in good order.
     Shutdown,
+}
+
+impl Command {
+    /// From a peer's bytes, whose length the transport has limited.
+    ///
+    /// # Errors
+    /// Anything but the JSON of a command.
+    pub fn parse(bytes: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(bytes)
+    }
 }
 
 /// One rank's calibration state, by layer name.
@@ -79,4 +91,25 @@ impl LayerError {
     pub fn sqnr_db(&self) -> f64 {
         10.0 * (self.signal_energy / self.error_energy).log10()
     }
+}
+
+/// Layers of each rank, checked to be the same set: `[rank][layer]`.
+///
+/// # Errors
+/// A rank whose layers differ from rank 0's.
+pub fn gathered_layers(replies: Vec<Reply>) -> Result<Vec<BTreeMap<String, crate::calibrate::RangeObserver>>> {
+    let mut ranks: Vec<LayerState> = Vec::with_capacity(replies.len());
+    for (rank, reply) in replies.into_iter().enumerate() {
+        let Reply::Layers(layers) = reply else {
+            bail!("rank {rank} answered something else than its layers")
+        };
+        if let Some(first) = ranks.first() {
+            ensure!(
+                first.keys().eq(layers.keys()),
+                "rank {rank} observed other layers than rank 0"
+            );
+        }
+        ranks.push(layers);
+    }
+    Ok(ranks)
 }

@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""Exchanges over rate-limited links: N network namespaces, one rank in each, and a table against the wire's floor.
+
+    cargo build --release -p mistralrs-tpq --no-default-features --bin tpq
+    sudo benches/links/run.py --ranks 2,4,8 --rate 1gbit [--gloo] [--json]
+
+Each namespace hangs on a bridge, which has a namespace of its own, by a veth pair. `tc tbf` limits both directions, as a
+switch port does. Linux, root, iproute2; with --gloo also a Python with torch (PYTHON names it). Leaves nothing behind.
+
+The floor is the bytes that the busiest rank sends over the rate that a plain TCP stream reaches between two namespaces.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+NAME = f"tpq{os.getpid()}"
+
+
+def sh(*command, **kwargs):
+    return subprocess.run(command, check=True, **kwargs)
+
+
+def inside(namespace, *command):
+    return ["ip", "netns", "exec", namespace, *command]
+
+
+class Network:
+    """`ranks` namespaces on one bridge; 10.77.0.(1 + rank)."""
+
+    def __init__(self, ranks, rate):
+        self.ranks = [f"{NAME}r{rank}" for rank in range(ranks)]
+        self.switch = f"{NAME}sw"
+        self.rate = rate
+
+    def __enter__(self):
+        try:
+            self.build()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def build(self):
+        sh("ip", "netns", "add", self.switch)
+        sh(*inside(self.switch, "ip", "link", "add", "name", "br0", "type", "bridge"))
+        sh(*inside(self.switch, "ip", "link", "set", "dev", "br0", "up"))
+        for rank, namespace in enumerate(self.ranks):
+            sh("ip", "netns", "add", namespace)
+            sh("ip", "link", "add", "name", "eth0", "netns", namespace, "type", "veth", "peer", "name", f"p{rank}", "netns", self.switch)
+            sh(*inside(self.switch, "ip", "link", "set", f"p{rank}", "master", "br0", "up"))
+            sh(*inside(namespace, "ip", "addr", "add", f"{self.address(rank)}/24", "dev", "eth0"))
+            sh(*inside(namespace, "ip", "link", "set", "dev", "eth0", "up"))
+            sh(*inside(namespace, "ip", "link", "set", "lo", "up"))
+            if self.rate != "none":
+                self.limit(namespace, "eth0")
+                self.limit(self.switch, f"p{rank}")
+
+    def limit(self, namespace, device):
+        # A burst above the 64 KiB that a sender hands over at once, and a queue as deep as a switch's.
+        shape = ["root", "tbf", "rate", self.rate, "burst", "128kb", "limit", "1mb"]
+        sh(*inside(namespace, "tc", "qdisc", "add", "dev", device, *shape))
+
+    def address(self, rank):
+        return f"10.77.0.{rank + 1}"
+
+    def __exit__(self, *_):
+        for namespace in [*self.ranks, self.switch]:
+            subprocess.run(["ip", "netns", "del", namespace], stderr=subprocess.DEVNULL)
+
+
+def stream_rate(network):
+    """Bytes a second of one TCP stream from rank 0 to rank 1, without its first quarter."""
+    script = os.path.join(HERE, "stream.py")
+    receiver = subprocess.Popen(
+        inside(network.ranks[1], sys.executable, script, "receive"), stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(0.3)
+    sh(*inside(network.ranks[0], sys.executable, script, "send", network.address(1)))
+    return float(receiver.communicate(timeout=120)[0])
+
+
+def run_ranks(network, command_of, environment):
+    """Runs a command in every namespace; rank 0's output."""
+    processes = []
+    for rank, namespace in enumerate(network.ranks):
+        command = inside(namespace, *command_of(rank))
+        out = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
+        processes.append(subprocess.Popen(command, stdout=out, text=True, env={**os.environ, **environment(rank)}))
+    text = processes[0].communicate(timeout=600)[0]
+    codes = [process.wait(timeout=60) for process in processes]
+    if any(codes):
+        sys.exit(f"exit codes by rank: {codes}")
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def tpq_rows(network, args):
+    peers = ",".join(f"{network.address(rank)}:7700" for rank in range(len(network.ranks)))
+    size = str(args.tokens * args.features * 2)
+    base = [args.tpq, "bench", "exchange", "--json", "--insecure", "--min-bytes", size, "--max-bytes", size]
+    base += ["--gather-bits", str(args.gather_bits), "--features", str(args.features), "--seconds", str(args.seconds)]
+    rows = []
+    for extra in (["--codec", "none"], ["--codec", "paper,dynamic", "--algorithm", args.algorithm]):
+        rows += run_ranks(
+            network, lambda _: base + extra, lambda rank: {"TPQ_RANK": str(rank), "TPQ_PEERS": peers}
+        )
+    return rows
+
+
+def gloo_rows(network, args):
+    script = os.path.join(ROOT, "benches", "peers", "gloo.py")
+    command = [os.environ.get("PYTHON", sys.executable), script, str(args.tokens), str(args.features), str(args.seconds)]
+    environment = lambda rank: {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(len(network.ranks)),
+        "MASTER_ADDR": network.address(0),
+        "MASTER_PORT": "7900",
+        "GLOO_SOCKET_IFNAME": "eth0",
+        "OMP_NUM_THREADS": "1",
+    }
+    return run_ranks(network, lambda _: command, environment)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", default="2,4,8")
+    parser.add_argument("--rate", default="1gbit", help="as tc reads it, or none")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--features", type=int, default=4096)
+    parser.add_argument("--algorithm", default="auto,one_shot,two_shot,ring,doubling")
+    parser.add_argument("--gather-bits", type=int, default=8, help="of the second stage, 4 or 8")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each row")
+    parser.add_argument("--gloo", action="store_true", help="also torch.distributed's Gloo, BF16")
+    parser.add_argument("--tpq", default=os.path.join(ROOT, "target", "release", "tpq"))
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if os.geteuid() != 0:
+        sys.exit("network namespaces need root")
+    # So that the namespaces go when the script is told to.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for ranks in map(int, args.ranks.split(",")):
+        with Network(ranks, args.rate) as network:
+            rate = stream_rate(network)
+            rows = tpq_rows(network, args) + (gloo_rows(network, args) if args.gloo else [])
+        baseline = next(row["us_median"] for row in rows if row["codec"] == "none")
+        if not args.json:
+            print(f"\n{ranks} ranks, {args.rate}: a TCP stream reaches {rate * 8 / 1e9:.3f} Gbit/s")
+            print(f"{'codec':9} {'algorithm':10} {'bits/value':>10} {'median us':>10} {'p99 us':>10} {'floor us':>9} {'x floor':>8} {'none / it':>9} {'wrong':>5}")
+        for row in rows:
+            row["floor_us"] = row["bytes_sent_per_rank"] / rate * 1e6
+            row["link"], row["stream_gbps"] = args.rate, rate * 8 / 1e9
+            if args.json:
+                print(json.dumps(row))
+                continue
+            print(
+                f"{row['codec']:9} {row['algorithm']:10} {row['bits_per_value']:10.3f} {row['us_median']:10.0f} {row['us_p99']:10.0f} "
+                f"{row['floor_us']:9.0f} {row['us_median'] / row['floor_us']:8.3f} {baseline / row['us_median']:9.2f} {row['wrong']:5}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

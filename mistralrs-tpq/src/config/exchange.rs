@@ -1,0 +1,142 @@
+//! The section `exchange`, and the table of a link that it may name.
+
+use super::defaults;
+use super::error::ConfigError;
+use super::plan::read_text;
+use super::raw::{Document, Section};
+use crate::exchange::{Algorithm, GatherBits, LinkTable};
+use serde_yaml::Value;
+use std::path::Path;
+
+pub(super) const KEYS: [&str; 7] = [
+    "algorithm",
+    "gather_bits",
+    "nonfinite",
+    "min_tokens",
+    "min_bytes",
+    "prefill_only",
+    "table",
+];
+
+/// What happens to NaN or infinity in a partial sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Nonfinite {
+    /// The request fails.
+    Fail,
+    /// That exchange is repeated without compression, on all ranks.
+    Fallback,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExchangePlan {
+    pub algorithm: Algorithm,
+    pub gather_bits: GatherBits,
+    pub nonfinite: Nonfinite,
+    /// Exchanges of fewer tokens stay lossless; 0: none do.
+    pub min_tokens: u64,
+    /// Exchanges of fewer bytes, as the engine holds them, stay lossless; 0: none do.
+    pub min_bytes: u64,
+    /// Exchanges of decode steps stay lossless.
+    pub prefill_only: bool,
+    pub table: LinkTable,
+}
+
+impl ExchangePlan {
+    pub(super) fn parse(section: &Section<'_>, origin: &Path) -> Result<Self, ConfigError> {
+        let algorithms = Algorithm::ALL.map(|algorithm| (algorithm.name(), algorithm));
+        let nonfinite = [("fail", Nonfinite::Fail), ("fallback", Nonfinite::Fallback)];
+        let gather_bits = match section.integer("gather_bits", 4, 8)? {
+            None => GatherBits::default(),
+            Some(4) => GatherBits::Four,
+            Some(8) => GatherBits::Eight,
+            Some(other) => return Err(section.wrong("gather_bits", &Value::from(other), "4 or 8")),
+        };
+        Ok(Self {
+            algorithm: section.choice("algorithm", &algorithms)?.unwrap_or_default(),
+            gather_bits,
+            nonfinite: section.choice("nonfinite", &nonfinite)?.unwrap_or(Nonfinite::Fail),
+            min_tokens: section
+                .integer("min_tokens", 0, defaults::MIN_TOKENS_LIMIT)?
+                .unwrap_or(defaults::MIN_TOKENS),
+            min_bytes: section.integer("min_bytes", 0, u64::from(u32::MAX))?.unwrap_or(0),
+            prefill_only: section.boolean("prefill_only")?.unwrap_or(false),
+            table: table(section, origin)?,
+        })
+    }
+
+    /// One line for each decision that all ranks must share; goes into the policy digest.
+    pub(super) fn canonical(&self) -> String {
+        let nonfinite = match self.nonfinite {
+            Nonfinite::Fail => "fail",
+            Nonfinite::Fallback => "fallback",
+        };
+        let LinkTable {
+            latency_ns,
+            message_ns,
+            kbyte_per_s,
+        } = self.table;
+        format!(
+            "algorithm={}\ngather_bits={}\nnonfinite={nonfinite}\nmin_tokens={}\nmin_bytes={}\nprefill_only={}\n\
+             table={latency_ns} {message_ns} {kbyte_per_s}\n",
+            self.algorithm.name(),
+            self.gather_bits.bits(),
+            self.min_tokens,
+            self.min_bytes,
+            self.prefill_only,
+        )
+    }
+}
+
+/// The text of a table file; [`read_table`] reads it.
+pub fn table_text(table: &LinkTable) -> String {
+    format!(
+        "# What the links of this group cost; `exchange.table` in tpq.yaml names this file. All ranks need the same.\n\
+         version: 1\n\
+         # From a send to its arrival, short message. Nanoseconds.\n\
+         latency_ns: {}\n\
+         # Each further message of one step. Nanoseconds.\n\
+         message_ns: {}\n\
+         # What a rank sends, all peers together. Kilobytes (1000 bytes) a second.\n\
+         kbyte_per_s: {}\n",
+        table.latency_ns, table.message_ns, table.kbyte_per_s
+    )
+}
+
+/// Reads a table that `tpq bench exchange --write-table` wrote.
+///
+/// # Errors
+/// An unreadable file, unknown keys, values that are absent or out of range.
+pub fn read_table(path: &Path) -> Result<LinkTable, ConfigError> {
+    /// A minute of latency, and more than any network card moves: beyond these a number is in another unit.
+    const NANOSECONDS: u64 = 60_000_000_000;
+    const KBYTE_PER_S: u64 = 1_000_000_000;
+    let text = read_text(path)?;
+    let document = Document::new(path, &text);
+    let root = document.root(&["version", "latency_ns", "message_ns", "kbyte_per_s"])?;
+    super::plan::check_version(&root)?;
+    let number = |key, min, max| {
+        let value = root.integer(key, min, max)?;
+        value.ok_or_else(|| root.missing(key, "write the table anew with `tpq bench exchange --write-table`"))
+    };
+    Ok(LinkTable {
+        latency_ns: number("latency_ns", 0, NANOSECONDS)?,
+        message_ns: number("message_ns", 0, NANOSECONDS)?,
+        kbyte_per_s: number("kbyte_per_s", 1, KBYTE_PER_S)?,
+    })
+}
+
+fn table(section: &Section<'_>, origin: &Path) -> Result<LinkTable, ConfigError> {
+    match section.get("table") {
+        None => Ok(LinkTable::default()),
+        Some(Value::String(path)) if !path.is_empty() => {
+            read_table(&origin.parent().unwrap_or(Path::new("")).join(path))
+        }
+        Some(other) => Err(section.wrong(
+            "table",
+            other,
+            "the path of a table of `tpq bench exchange --write-table`",
+        )),
+    }
+}

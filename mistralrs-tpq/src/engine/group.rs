@@ -1,0 +1,216 @@
+//! The open links of this process, and how lost ones are replaced.
+//!
+//! A group lives until its first failure, which is final. With `rejoin` every rank then forms it anew with the same peers: on
+//! rank 0 a thread of its own, so that HTTP goes on answering (with 503), on the others the engine's thread, which has nothing
+//! else to do. Rank 0's engine takes the new group up between two requests, because only then is no sequence half done.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure, Context, Result};
+
+use super::links::{self, Place};
+use crate::codec::Dtype;
+use crate::config::Plan;
+use crate::exchange::Communicator;
+use crate::transport::{Patience, Timed, Transport};
+use crate::wire::Identity;
+
+/// A rank's first message to rank 0.
+const LOADED: &[u8] = b"loaded";
+
+/// Between two attempts to form the group anew, and between two looks at whether that is necessary.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Links that agree on a model.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) transport: Arc<Timed>,
+    pub(super) communicator: Arc<Communicator>,
+    pub(super) model: [u8; 32],
+    pub(super) dtype: Dtype,
+    identity: Identity,
+    timeout: Duration,
+    /// Rank 0: all others have loaded the model. Another rank: has said so.
+    loaded: AtomicBool,
+}
+
+impl Group {
+    fn connect(plan: &Plan, place: &Place, identity: Identity) -> Result<Arc<Self>> {
+        let started = Instant::now();
+        let transport = Arc::new(Timed::new(links::connect(plan, place, identity.clone())?));
+        tracing::info!(
+            "rank {} of {} connected in {:.1} s; codec {}",
+            place.rank,
+            place.peers.len(),
+            started.elapsed().as_secs_f64(),
+            links::codec_name(&plan.codec),
+        );
+        Ok(Arc::new(Self {
+            communicator: Arc::new(Communicator::new(transport.clone(), links::exchange_config(plan))),
+            transport,
+            model: identity.model,
+            dtype: identity.dtype,
+            identity,
+            timeout: plan.links.timeout,
+            loaded: AtomicBool::new(false),
+        }))
+    }
+
+    pub(super) fn send_to_followers(&self, message: &[u8]) -> Result<()> {
+        self.await_loaded()?;
+        for rank in 1..self.transport.world_size() {
+            self.transport.send_message(rank, message)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn receive_from_rank_0(&self) -> Result<Vec<u8>> {
+        if !self.loaded.swap(true, Ordering::AcqRel) {
+            self.transport.send_message(0, LOADED)?;
+        }
+        Ok(self.transport.recv_message(0, Patience::Silence(self.timeout))?)
+    }
+
+    /// Rank 0, before its first message: loading takes each rank its own time, and as long as it lives that is no reason
+    /// to give up. The first exchange, on the other hand, would wait for `timeout` only.
+    fn await_loaded(&self) -> Result<()> {
+        if self.loaded.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        for rank in 1..self.transport.world_size() {
+            let message = self.transport.recv_message(rank, Patience::Silence(self.timeout))?;
+            ensure!(
+                message == LOADED,
+                "rank {rank} sent something else than that it has loaded the model"
+            );
+        }
+        self.loaded.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
+/// The group of the moment.
+#[derive(Debug, Default)]
+pub(super) struct GroupSlot {
+    current: RwLock<Option<Arc<Group>>>,
+    /// Rank 0: formed anew, and not yet taken up.
+    fresh: Mutex<Option<Arc<Group>>>,
+    /// How often the group was formed anew.
+    reformed: std::sync::atomic::AtomicU64,
+    ended: AtomicBool,
+}
+
+impl GroupSlot {
+    pub(super) fn current(&self) -> Option<Arc<Group>> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn group(&self) -> Result<Arc<Group>> {
+        self.current()
+            .context("the links are not open: no model has been loaded under tpq")
+    }
+
+    pub(super) fn reformed(&self) -> u64 {
+        self.reformed.load(Ordering::Relaxed)
+    }
+
+    /// Opens the links for the first time.
+    pub(super) fn open(&self, plan: &Plan, place: &Place, identity: Identity) -> Result<()> {
+        let group = Group::connect(plan, place, identity)?;
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        if current.is_some() {
+            bail!("tpq serves one model per process, and one is loaded already");
+        }
+        *current = Some(group);
+        Ok(())
+    }
+
+    fn replace(&self, group: Arc<Group>) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(group);
+        self.reformed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether requests can be served now, or why not.
+    pub(super) fn health(&self) -> Result<(), String> {
+        let Some(failure) = self.current().and_then(|group| group.transport.failure()) else {
+            return Ok(());
+        };
+        let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*fresh {
+            Some(group) if group.transport.failure().is_none() => Ok(()),
+            _ => Err(failure.to_string()),
+        }
+    }
+
+    /// Rank 0, on a thread of its own: forms the group anew whenever it has failed.
+    pub(super) fn keep_formed(&self, plan: &Plan, place: &Place) {
+        while !self.ended.load(Ordering::Acquire) {
+            std::thread::sleep(PAUSE);
+            let Some(old) = self.current().filter(|group| group.transport.failure().is_some()) else {
+                continue;
+            };
+            let waiting = self.fresh.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if waiting.is_some_and(|group| group.transport.failure().is_none()) {
+                continue;
+            }
+            tracing::info!("forming the group anew: waiting for all {} ranks", place.peers.len());
+            let formed = Group::connect(plan, place, old.identity.clone()).and_then(|group| {
+                group.await_loaded()?;
+                Ok(group)
+            });
+            match formed {
+                Ok(group) => {
+                    tracing::info!("the group is complete again");
+                    *self.fresh.lock().unwrap_or_else(PoisonError::into_inner) = Some(group);
+                }
+                Err(error) => tracing::warn!("could not form the group anew, trying again: {error:#}"),
+            }
+        }
+    }
+
+    /// Rank 0, between two requests: takes up the group that was formed anew, if there is one.
+    pub(super) fn take_up(&self) -> bool {
+        if self.current().is_none_or(|group| group.transport.failure().is_none()) {
+            return false;
+        }
+        let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match fresh.filter(|group| group.transport.failure().is_none()) {
+            Some(group) => {
+                self.replace(group);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Another rank, after `failure`: forms the group anew within `connect_timeout`, or gives up.
+    pub(super) fn rejoin(&self, plan: &Plan, place: &Place, failure: anyhow::Error) -> Result<()> {
+        let old = self.group()?;
+        tracing::warn!("rank {} lost its group and joins it again: {failure:#}", place.rank);
+        old.transport.close();
+        let deadline = Instant::now() + plan.links.connect_timeout;
+        loop {
+            match Group::connect(plan, place, old.identity.clone()) {
+                Ok(group) => {
+                    self.replace(group);
+                    return Ok(());
+                }
+                // A rank that left during the attempt, or the port of this rank's former self: both pass.
+                Err(error) if Instant::now() >= deadline => {
+                    return Err(error.context("could not join the group again"));
+                }
+                Err(error) => tracing::info!("not joined yet: {error:#}"),
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.ended.store(true, Ordering::Release);
+        if let Some(group) = self.current() {
+            group.transport.close();
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Sums of payloads, decoded while they arrive, and still in a fixed order for each element.
+
+use super::slices::Slices;
+use crate::codec::{Codec, CodecError, Dtype, ValuesMut};
+use crate::transport::MAX_RANKS;
+
+/// f32 a decode works on at a time: with the payload about half of a second-level cache. Row by row would cost a call for
+/// each of a thousand network reads.
+pub(super) const BLOCK_ELEMENTS: usize = 32 << 10;
+
+/// One term of a sum: `rank`'s payload. Rows of a payload have one length each, so any rows can be decoded alone.
+#[derive(Clone, Copy)]
+pub(super) struct Term<'a> {
+    pub(super) rank: usize,
+    pub(super) codec: &'a dyn Codec,
+    /// The payload, when it is this rank's own and so there from the start.
+    pub(super) own: Option<&'a [u8]>,
+}
+
+/// Which rank's payload does not decode.
+pub(super) type BadPayload = (usize, CodecError);
+
+/// Adds up `terms`, each row in their order, starting from zero.
+pub(super) struct InOrder<'a> {
+    terms: &'a [Term<'a>],
+    rows: usize,
+    width: usize,
+    dtype: Dtype,
+    /// `[rows, width]`. Not cleared before: the first term clears each block that it is about to fill.
+    sum: &'a mut [f32],
+    done: [usize; MAX_RANKS],
+}
+
+impl<'a> InOrder<'a> {
+    pub(super) fn new(terms: &'a [Term<'a>], rows: usize, width: usize, dtype: Dtype, sum: &'a mut [f32]) -> Self {
+        Self {
+            terms,
+            // Rows without elements have nothing to decode, and no length to find them by.
+            rows: if width == 0 { 0 } else { rows },
+            width,
+            dtype,
+            sum,
+            done: [0; MAX_RANKS],
+        }
+    }
+
+    /// Decodes what it can of the first bytes of `from`'s payload.
+    pub(super) fn arrived(&mut self, from: usize, bytes: &[u8], complete: bool) -> Result<(), BadPayload> {
+        let Some(at) = self.terms.iter().position(|term| term.rank == from) else {
+            return Ok(());
+        };
+        let available = self.available(at, bytes);
+        if !complete && (available - self.done[at].min(available)) * self.width < BLOCK_ELEMENTS {
+            return Ok(());
+        }
+        loop {
+            // The own term only as far as this one gets: ahead of it, the sum would leave the cache in between.
+            let ahead = (self.done[at] + self.block_rows()).min(available);
+            let own = self.step_own(ahead)?;
+            if !self.step(at, bytes, available)? && !own {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Decodes the rest, block by block: all terms of a block while it is in the cache.
+    pub(super) fn finish<'b>(&mut self, payload: impl Fn(usize) -> &'b [u8]) -> Result<(), BadPayload> {
+        let mut end = 0;
+        while end < self.rows {
+            end = (end + self.block_rows()).min(self.rows);
+            for at in 0..self.terms.len() {
+                let term = self.terms[at];
+                while self.step(at, term.own.unwrap_or_else(|| payload(term.rank)), end)? {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows that all terms are in.
+    pub(super) fn done(&self) -> usize {
+        self.terms.len().checked_sub(1).map_or(0, |last| self.done[last])
+    }
+
+    /// The sum so far; meaningful up to [`InOrder::done`].
+    pub(super) fn sum(&self) -> &[f32] {
+        self.sum
+    }
+
+    fn step_own(&mut self, available: usize) -> Result<bool, BadPayload> {
+        let own = self.terms.iter().position(|term| term.own.is_some());
+        match own.and_then(|at| Some((at, self.terms[at].own?))) {
+            Some((at, payload)) => self.step(at, payload, available),
+            None => Ok(false),
+        }
+    }
+
+    /// Adds at most a block of term `at`, no further than row `available` nor than the term before; false when that is
+    /// nothing.
+    fn step(&mut self, at: usize, payload: &[u8], available: usize) -> Result<bool, BadPayload> {
+        let start = self.done[at];
+        let before = at.checked_sub(1).map_or(self.rows, |before| self.done[before]);
+        let end = available.min(before).min(start + self.block_rows());
+        if end <= start {
+            return Ok(false);
+        }
+        let Term { rank, codec, .. } = self.terms[at];
+        let sum = &mut self.sum[start * self.width..end * self.width];
+        if at == 0 {
+            sum.fill(0.0);
+        }
+        let (from, to) = (codec.payload_len(start, self.dtype), codec.payload_len(end, self.dtype));
+        codec
+            .decode_accumulate(rank, &payload[from..to], self.dtype, sum)
+            .map_err(|error| (rank, shifted(error, start)))?;
+        self.done[at] = end;
+        Ok(true)
+    }
+
+    fn available(&self, at: usize, bytes: &[u8]) -> usize {
+        let row = self.terms[at].codec.payload_len(1, self.dtype);
+        bytes.len().checked_div(row).unwrap_or(self.rows).min(self.rows)
+    }
+
+    const fn block_rows(&self) -> usize {
+        block_rows(self.width)
+    }
+}
+
+/// Rows of `width` elements in a block, at least one.
+pub(super) const fn block_rows(width: usize) -> usize {
+    let width = if width == 0 { 1 } else { width };
+    let rows = BLOCK_ELEMENTS / width;
+    if rows == 0 {
+        1
+    } else {
+        rows
+    }
+}
+
+/// Puts finished slices into the output, decoded while they arrive.
+pub(super) struct Delivery<'a, 'o> {
+    pub(super) slices: &'a Slices<'a>,
+    pub(super) dtype: Dtype,
+    /// Room for a block.
+    pub(super) block: &'a mut Vec<f32>,
+    pub(super) output: &'a mut ValuesMut<'o>,
+    pub(super) done: [usize; MAX_RANKS],
+}
+
+impl<'a, 'o> Delivery<'a, 'o> {
+    pub(super) fn new(
+        slices: &'a Slices<'a>,
+        dtype: Dtype,
+        block: &'a mut Vec<f32>,
+        output: &'a mut ValuesMut<'o>,
+    ) -> Self {
+        // Now and not when it is needed: how much arrives at once differs from exchange to exchange.
+        let of_slice = |index| slices.rows(index).min(block_rows(slices.width(index))) * slices.width(index);
+        block.clear();
+        block.reserve((0..slices.ways()).map(of_slice).max().unwrap_or(0));
+        Self {
+            slices,
+            dtype,
+            block,
+            output,
+            done: [0; MAX_RANKS],
+        }
+    }
+
+    /// Decodes what has come of slice `index`, which `owner` encoded.
+    pub(super) fn arrived(
+        &mut self,
+        index: usize,
+        owner: usize,
+        codec: &dyn Codec,
+        bytes: &[u8],
+        complete: bool,
+    ) -> Result<(), BadPayload> {
+        let width = self.slices.width(index);
+        let rows = if width == 0 { 0 } else { self.slices.rows(index) };
+        let row_len = codec.payload_len(1, self.dtype);
+        let available = bytes.len().checked_div(row_len).unwrap_or(rows).min(rows);
+        if !complete && available.saturating_sub(self.done[index]) * width < BLOCK_ELEMENTS {
+            return Ok(());
+        }
+        while self.done[index] < available {
+            let start = self.done[index];
+            let end = (start + block_rows(width)).min(available);
+            self.block.clear();
+            self.block.resize((end - start) * width, 0.0);
+            codec
+                .decode_accumulate(owner, &bytes[start * row_len..end * row_len], self.dtype, self.block)
+                .map_err(|error| (owner, shifted(error, start)))?;
+            self.slices.place(index, start, self.block, self.output);
+            self.done[index] = end;
+        }
+        Ok(())
+    }
+}
+
+/// A codec counts tokens from the rows it was given.
+fn shifted(error: CodecError, rows: usize) -> CodecError {
+    match error {
+        CodecError::Content {
+            rank,
+            token,
+            feature,
+            bits,
+        } => CodecError::Content {
+            rank,
+            token: token + rows,
+            feature,
+            bits,
+        },
+        other => other,
+    }
+}
