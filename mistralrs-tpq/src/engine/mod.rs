@@ -17,6 +17,7 @@ mod links;
 mod node;
 mod provider;
 mod reducer;
+mod state;
 mod step;
 
 use std::path::Path;
@@ -28,8 +29,9 @@ pub use command::{Command, LayerState, RankReport, Reply};
 pub use driver::{Driver, ModelOptions, SequenceLogits};
 pub use fingerprint::model_fingerprint;
 pub use node::{gathered_layers, CodecChoice, Node};
+pub use state::State;
 
-use crate::config::{Environment, Plan};
+use crate::config::{Environment, Plan, Source};
 
 /// Puts the exchange of `config` under every model that this process loads from now on.
 ///
@@ -43,6 +45,14 @@ use crate::config::{Environment, Plan};
 pub fn install(config: &Path) -> Result<Option<Arc<Node>>> {
     let plan = Plan::load(config)?;
     install_plan(plan)
+}
+
+/// As [`install`], from a file or from a table inside another program's file.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_from(source: &Source) -> Result<Option<Arc<Node>>> {
+    install_plan(source.load()?)
 }
 
 /// As [`install`], from a plan that is already loaded.

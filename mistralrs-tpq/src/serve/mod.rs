@@ -11,6 +11,7 @@ use mistralrs_server_core::mistralrs_for_server_builder::{configure_paged_attn_f
 use mistralrs_server_core::types::SharedMistralRsState;
 
 pub use args::ServerArgs;
+pub use http::{stop_signal, with_health};
 
 use crate::engine::Node;
 
