@@ -3,6 +3,7 @@
 //! ```text
 //! setup   published engine crates (or a checkout) + patches/<version>/*.patch -> engine/
 //! build   setup, then target/release/{tpq,mistralrs-server}
+//! install setup, then `cargo install` of those and mistralrs
 //! demo    build, calibrate, evaluate, serve and stream on local ranks, one table
 //! test    the engine-free tests first, then everything
 //! ci      what must pass before a change lands
@@ -13,6 +14,7 @@ pub mod args;
 pub mod build;
 pub mod checks;
 pub mod demo;
+pub mod install;
 pub mod setup;
 pub mod steps;
 pub mod workspace;
