@@ -129,9 +129,14 @@ fn in_namespaces() -> Command {
     command
 }
 
+/// The completion among all that the servers and the page's commands printed.
 fn text(finished: &Finished) -> String {
-    let answer = finished.stdout.lines().find(|line| line.contains("\"choices\""));
-    let answer: serde_json::Value = serde_json::from_str(answer.expect("an answer to the page's request")).unwrap();
+    let at = finished
+        .stdout
+        .find("{\"id\":")
+        .unwrap_or_else(|| panic!("no answer in {}", finished.stdout));
+    let mut answers = serde_json::Deserializer::from_str(&finished.stdout[at..]).into_iter::<serde_json::Value>();
+    let answer = answers.next().unwrap().unwrap();
     answer["choices"][0]["text"].as_str().unwrap().to_owned()
 }
 
