@@ -5,6 +5,7 @@
 //! build   setup, then target/release/{tpq,mistralrs-server}
 //! install setup, then `cargo install` of those and mistralrs
 //! demo    build, calibrate, evaluate, serve and stream on local ranks, one table
+//! cuda-check  the CUDA kernels for each architecture, without a GPU
 //! test    the engine-free tests first, then everything
 //! ci      what must pass before a change lands
 //! ```
@@ -13,6 +14,7 @@
 pub mod args;
 pub mod build;
 pub mod checks;
+pub mod cuda_check;
 pub mod demo;
 pub mod install;
 pub mod setup;

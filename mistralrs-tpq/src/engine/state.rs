@@ -5,7 +5,6 @@ use std::fmt;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::links;
 use crate::config::{Environment, Source, Topology};
 use crate::transport::tcp::ring::RingConfig;
 
@@ -50,7 +49,7 @@ impl State {
         };
         Ok(Self {
             config: plan.origin.display().to_string(),
-            codec: links::codec_name(&plan.codec),
+            codec: plan.codec.name(),
             rank,
             world_size,
             peers,
