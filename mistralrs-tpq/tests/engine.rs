@@ -13,6 +13,10 @@ mod calibration;
 mod install;
 #[path = "engine/load.rs"]
 mod load;
+#[path = "engine/migrate.rs"]
+mod migrate;
+#[path = "engine/programs.rs"]
+mod programs;
 #[path = "engine/quality.rs"]
 mod quality;
 #[path = "engine/recovery.rs"]
