@@ -9,10 +9,15 @@ mod common;
 mod architectures;
 #[path = "engine/calibration.rs"]
 mod calibration;
+#[cfg(target_os = "linux")]
+#[path = "engine/capture.rs"]
+mod capture;
 #[path = "engine/install.rs"]
 mod install;
 #[path = "engine/load.rs"]
 mod load;
+#[path = "engine/openai.rs"]
+mod openai;
 #[path = "engine/quality.rs"]
 mod quality;
 #[path = "engine/recovery.rs"]
