@@ -13,12 +13,13 @@ use tokio::sync::mpsc::Sender;
 use super::choice::CodecChoice;
 use super::group::{Group, GroupSlot};
 use super::links::{self, Place};
-use super::step::COMMAND;
-use crate::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables};
+use super::step::{StepSpan, COMMAND};
+use crate::calibrate::rd_tables;
+use crate::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables, Rd};
 use crate::command::{Command, LayerError, LayerState, RankReport, Reply};
 use crate::config::{CodecPlan, Plan};
 use crate::exchange::{Communicator, ExchangeStats, Site};
-use crate::manifest::{Digest, Expected};
+use crate::manifest::{Digest, Expected, ManifestError};
 use crate::transport::{Patience, Timed, Transport, TransportError};
 use crate::wire::Identity;
 
@@ -39,6 +40,7 @@ pub struct Node {
     verifying: AtomicBool,
     rejoins: bool,
     slot: GroupSlot,
+    pub(super) step: StepSpan,
     observers: Mutex<LayerState>,
     /// By codec choice.
     reports: Mutex<BTreeMap<usize, RankReport>>,
@@ -71,15 +73,20 @@ impl Node {
     pub(super) fn new(plan: Plan, place: Place, rejoins: bool) -> Result<Self> {
         let configured = CodecChoice::load("configured", plan.codec.clone())?;
         let lossless = CodecChoice::load("lossless", CodecPlan::None)?;
+        let mut choices = vec![configured, lossless];
+        for (label, codec) in &plan.alternatives {
+            choices.push(CodecChoice::load(label, codec.clone())?);
+        }
         Ok(Self {
             plan,
             place,
-            choices: vec![configured, lossless],
+            choices,
             selected: AtomicUsize::new(Self::CONFIGURED),
             observing: AtomicBool::new(false),
             verifying: AtomicBool::new(false),
             rejoins,
             slot: GroupSlot::default(),
+            step: StepSpan::default(),
             observers: Mutex::default(),
             reports: Mutex::default(),
             logits: Mutex::default(),
@@ -100,9 +107,14 @@ impl Node {
         self.place.peers.len()
     }
 
-    /// `none`, `paper` or `dynamic`, as configured.
+    /// `none`, `paper`, `dynamic` or `rd`, as configured.
     pub fn codec_name(&self) -> &'static str {
-        links::codec_name(&self.plan.codec)
+        self.plan.codec.name()
+    }
+
+    /// The codec of one choice, by name.
+    pub fn choice_name(&self, choice: usize) -> &'static str {
+        self.choices[choice].codec.name()
     }
 
     pub fn choices(&self) -> &[CodecChoice] {
@@ -148,7 +160,11 @@ impl Node {
             true => manifests.finalize().into(),
             false => [0; 32],
         };
-        let codec = self.codec_name().to_owned();
+        let names: Vec<&str> = self.choices.iter().map(|choice| choice.codec.name()).collect();
+        let codec = match self.plan.alternatives.is_empty() {
+            true => self.codec_name().to_owned(),
+            false => names.join("+"),
+        };
         Identity {
             dtype,
             model,
@@ -317,12 +333,12 @@ impl Node {
             }
             Command::Shutdown => {
                 // Rank 0 leaves first, once every rank has said that it knows: a rank that left while others are still
-                // being told would look lost to them.
+                // being told would look lost to them. Its engine may have sent a last step behind the command.
                 let group = self.group()?;
                 let _ = group.transport.send_message(0, &[]);
-                let _ = group
-                    .transport
-                    .recv_message(0, Patience::Total(self.plan.links.timeout));
+                let deadline = Instant::now() + self.plan.links.timeout;
+                let left = || Patience::Total(deadline.saturating_duration_since(Instant::now()));
+                while group.transport.recv_message(0, left()).is_ok() {}
                 return Err(GroupEnded.into());
             }
         }
@@ -438,6 +454,14 @@ impl Node {
                     ranges,
                     layer.outliers().to_vec(),
                 )?)))
+            }
+            (CodecPlan::Rd { bits, .. }, Some(manifest)) => {
+                let layer = manifest.require(layer, features)?;
+                if layer.curves().is_empty() {
+                    let layer = layer.name().to_owned();
+                    return Err(ManifestError::NoCurves { layer }.into());
+                }
+                Ok(Arc::new(Rd::new(rd_tables(layer.curves(), features, *bits)?)))
             }
             _ => Ok(Arc::new(NoCodec::new(features))),
         }
