@@ -12,7 +12,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::choice::CodecChoice;
 use super::group::{Group, GroupSlot};
-use super::links::{self, Place};
+use super::links::Place;
 use super::step::{StepSpan, COMMAND};
 use crate::calibrate::rd_tables;
 use crate::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables, Rd};
