@@ -146,7 +146,7 @@ fn an_unknown_key_names_file_line_path_and_the_nearest_key() {
     assert_eq!(
         error_in("exchange:\n  # a comment\n  algoritm: auto"),
         "conf/tpq.yaml:5: unknown key `exchange.algoritm`, did you mean `exchange.algorithm`?; \
-         keys here: algorithm, gather_bits, nonfinite, min_tokens, min_bytes, prefill_only, table"
+         keys here: algorithm, batch_invariant, gather_bits, nonfinite, min_tokens, min_bytes, prefill_only, table"
     );
     let top = error_in("codecs: {kind: none}");
     assert!(
@@ -676,13 +676,38 @@ fn the_policy_digest_covers_what_ranks_must_agree_on_and_nothing_else() {
         "gather_bits: 4",
         "min_bytes: 1",
         "prefill_only: true",
+        "batch_invariant: false",
     ] {
         all.push(digest(&format!("{NONE}exchange: {{{exchange}}}\n")));
     }
     let distinct: std::collections::BTreeSet<_> = all.iter().collect();
     assert_eq!(distinct.len(), all.len());
     // Pinned: ranks of different builds compare it.
-    assert_eq!(base.short(), "b1fd4257");
+    assert_eq!(base.short(), "0def9ae9");
+}
+
+#[test]
+fn batch_invariance_is_the_default_and_not_to_be_had_with_keys_that_break_it() {
+    let invariant = |exchange: &str| {
+        parse(&format!("{NONE}exchange: {{{exchange}}}\n"))
+            .exchange
+            .batch_invariant
+    };
+    assert!(invariant("") && invariant("algorithm: two_shot") && invariant("min_bytes: 0"));
+    assert!(!invariant("batch_invariant: false"));
+    for (key, named) in [
+        ("algorithm: ring", "`exchange.algorithm: ring`"),
+        ("min_tokens: 2", "`exchange.min_tokens`"),
+        ("min_bytes: 2", "`exchange.min_bytes`"),
+        ("prefill_only: true", "`exchange.prefill_only`"),
+    ] {
+        assert!(!invariant(key), "{key}");
+        let message = error_in(&format!("exchange: {{{key}, batch_invariant: true}}"));
+        assert!(
+            message.contains("`exchange.batch_invariant` is true") && message.contains(named),
+            "{message}"
+        );
+    }
 }
 
 #[test]

@@ -31,6 +31,7 @@ pub use exchange::{read_table, table_text, ExchangePlan, Nonfinite};
 pub use multi_node::MultiNode;
 pub use peer::PeerAddr;
 pub use plan::{CalibrationPlan, CodecPlan, Fraction, Group, Links, OutlierCount, Plan};
+pub use secret::environment_secret;
 pub use source::{Source, CONFIG_VARIABLE};
 pub use topology::{Environment, Membership, Topology, TopologySource};
 pub(crate) use topology::{

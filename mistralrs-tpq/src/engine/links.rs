@@ -95,6 +95,7 @@ pub(super) fn exchange_config(plan: &Plan) -> ExchangeConfig {
             config::Nonfinite::Fallback => NonFinite::Fallback,
         },
         algorithm: plan.exchange.algorithm,
+        batch_invariant: plan.exchange.batch_invariant,
         gather_bits: plan.exchange.gather_bits,
         min_bytes: plan.exchange.min_bytes,
         table: plan.exchange.table,

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::Sender;
 use super::choice::CodecChoice;
 use super::group::{Group, GroupSlot};
 use super::links::Place;
-use super::step::COMMAND;
+use super::step::{StepSpan, COMMAND};
 use crate::calibrate::rd_tables;
 use crate::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables, Rd};
 use crate::command::{Command, LayerError, LayerState, RankReport, Reply};
@@ -40,6 +40,7 @@ pub struct Node {
     verifying: AtomicBool,
     rejoins: bool,
     slot: GroupSlot,
+    pub(super) step: StepSpan,
     observers: Mutex<LayerState>,
     /// By codec choice.
     reports: Mutex<BTreeMap<usize, RankReport>>,
@@ -85,6 +86,7 @@ impl Node {
             verifying: AtomicBool::new(false),
             rejoins,
             slot: GroupSlot::default(),
+            step: StepSpan::default(),
             observers: Mutex::default(),
             reports: Mutex::default(),
             logits: Mutex::default(),
