@@ -473,6 +473,66 @@ fn the_environment_overrides_the_file_and_the_file_overrides_ring_config() {
     );
 }
 
+const HEAD: [(&str, &str); 3] = [
+    ("MISTRALRS_MN_GLOBAL_WORLD_SIZE", "3"),
+    ("MISTRALRS_MN_HEAD_NUM_WORKERS", "2"),
+    ("MISTRALRS_MN_HEAD_PORT", "7700"),
+];
+const WORKER: [(&str, &str); 3] = [
+    ("MISTRALRS_MN_GLOBAL_WORLD_SIZE", "3"),
+    ("MISTRALRS_MN_WORKER_SERVER_ADDR", "10.0.0.1:7700"),
+    ("MISTRALRS_MN_WORKER_ID", "1"),
+];
+
+#[test]
+fn the_variables_of_the_engines_multi_node_mode_make_a_head_and_its_workers() {
+    let place = |variables: &[(&str, &str)]| match topology(NONE, variables) {
+        Ok(Topology::MultiNode(node)) => (
+            node.rank,
+            node.world_size,
+            node.port,
+            node.head.map(|head| head.to_string()),
+        ),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(place(&HEAD), (0, 3, 7700, None));
+    assert_eq!(place(&WORKER), (2, 3, 7702, Some("10.0.0.1:7700".to_owned())));
+    let with_ring = [&HEAD[..], &[("RING_CONFIG", "r.json")]].concat();
+    assert_eq!(topology(NONE, &with_ring), Ok(Topology::Ring(PathBuf::from("r.json"))));
+}
+
+#[test]
+fn a_wrong_variable_of_the_multi_node_mode_is_named_with_its_value() {
+    let message = |variables: &[(&str, &str)], changed: (&'static str, &'static str)| {
+        let mut variables: Vec<_> = variables
+            .iter()
+            .filter(|(name, _)| *name != changed.0)
+            .copied()
+            .collect();
+        variables.push(changed);
+        topology(NONE, &variables).unwrap_err().to_string()
+    };
+    for (variables, changed) in [
+        (HEAD, ("MISTRALRS_MN_GLOBAL_WORLD_SIZE", "three")),
+        (HEAD, ("MISTRALRS_MN_LOCAL_WORLD_SIZE", "2")),
+        (HEAD, ("MISTRALRS_MN_HEAD_NUM_WORKERS", "3")),
+        (HEAD, ("MISTRALRS_MN_HEAD_PORT", "0")),
+        (HEAD, ("MISTRALRS_MN_HEAD_PORT", "")),
+        (WORKER, ("MISTRALRS_MN_WORKER_SERVER_ADDR", "10.0.0.1")),
+        (WORKER, ("MISTRALRS_MN_WORKER_SERVER_ADDR", "10.0.0.1:65535")),
+        (WORKER, ("MISTRALRS_MN_WORKER_SERVER_ADDR", "")),
+        (WORKER, ("MISTRALRS_MN_WORKER_ID", "2")),
+        (WORKER, ("MISTRALRS_MN_WORKER_ID", "")),
+    ] {
+        let text = message(&variables, changed);
+        let (name, value) = changed;
+        assert!(
+            text.contains(&format!("environment variable {name} is ")) && text.contains(value),
+            "{changed:?}: {text}"
+        );
+    }
+}
+
 #[test]
 fn the_rank_may_come_from_either_variable() {
     let rank = |variables: &[(&str, &str)]| match topology(TWO, variables) {

@@ -16,8 +16,12 @@ mod capture;
 mod install;
 #[path = "engine/load.rs"]
 mod load;
+#[path = "engine/migrate.rs"]
+mod migrate;
 #[path = "engine/openai.rs"]
 mod openai;
+#[path = "engine/programs.rs"]
+mod programs;
 #[path = "engine/quality.rs"]
 mod quality;
 #[path = "engine/recovery.rs"]

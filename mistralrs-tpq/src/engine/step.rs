@@ -107,6 +107,8 @@ impl StepChannel for Channel {
         let rank = self.node.rank();
         match outcome {
             Ok(()) => {
+                // Rank 0 may be gone already, which is as good.
+                let _ = self.node.await_end();
                 tracing::info!("rank {rank}: rank 0 ended the group");
                 0
             }
