@@ -15,6 +15,8 @@ mod install;
 mod load;
 #[path = "engine/quality.rs"]
 mod quality;
+#[path = "engine/quality_rd.rs"]
+mod quality_rd;
 #[path = "engine/recovery.rs"]
 mod recovery;
 #[path = "engine/refusals.rs"]

@@ -1,10 +1,14 @@
 //! What the exchange costs in quality, on the real engine: lossless against configured, window by window.
 
 #[cfg(feature = "engine")]
+mod page;
+#[cfg(feature = "engine")]
 mod run;
 mod score;
 
 pub use score::{Comparison, WindowScore};
 
+#[cfg(feature = "engine")]
+pub use page::page;
 #[cfg(feature = "engine")]
 pub use run::{run, EvalOptions, EvalResult};
