@@ -12,7 +12,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::choice::CodecChoice;
 use super::group::{Group, GroupSlot};
-use super::links::{self, Place};
+use super::links::Place;
 use super::step::COMMAND;
 use crate::codec::{Codec, Dtype};
 use crate::command::{Command, LayerError, LayerState, RankReport, Reply};
@@ -319,12 +319,12 @@ impl Node {
             }
             Command::Shutdown => {
                 // Rank 0 leaves first, once every rank has said that it knows: a rank that left while others are still
-                // being told would look lost to them.
+                // being told would look lost to them. Its engine may have sent a last step behind the command.
                 let group = self.group()?;
                 let _ = group.transport.send_message(0, &[]);
-                let _ = group
-                    .transport
-                    .recv_message(0, Patience::Total(self.plan.links.timeout));
+                let deadline = Instant::now() + self.plan.links.timeout;
+                let left = || Patience::Total(deadline.saturating_duration_since(Instant::now()));
+                while group.transport.recv_message(0, left()).is_ok() {}
                 return Err(GroupEnded.into());
             }
         }

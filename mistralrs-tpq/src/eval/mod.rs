@@ -5,8 +5,10 @@ mod page;
 #[cfg(feature = "engine")]
 mod run;
 mod score;
+mod windows;
 
 pub use score::{Comparison, WindowScore};
+pub use windows::windows;
 
 #[cfg(feature = "engine")]
 pub use page::page;
