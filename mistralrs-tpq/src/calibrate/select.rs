@@ -140,6 +140,15 @@ mod tests {
     }
 
     #[test]
+    fn a_control_has_as_many_outliers_as_the_layer_or_none() {
+        let ranges: Vec<f32> = (0..8).map(|i| i as f32).collect();
+        let layer = Layer::new("a.b", 8, vec![6, 7], ranges, 0.0).unwrap();
+        assert_eq!(control_outliers(&layer, Control::AllInt4), Ok(vec![]));
+        assert_eq!(control_outliers(&layer, Control::Smallest), Ok(vec![0, 1]));
+        assert_eq!(control_outliers(&layer, Control::Random).unwrap().len(), 2);
+    }
+
+    #[test]
     fn impossible_selections_are_errors() {
         assert_eq!(
             select(Selection::Largest, &[1.0; 4], 4, 5),

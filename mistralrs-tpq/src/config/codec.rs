@@ -131,3 +131,26 @@ fn bits(section: &Section<'_>) -> Result<f64, ConfigError> {
         None => Err(section.wrong("bits", value, &format!("average bits a value from {min} to {max}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_has_a_policy_of_its_own_and_the_manifest_of_paper() {
+        let manifest = PathBuf::from("m.yaml");
+        let paper = CodecPlan::Paper {
+            manifest: manifest.clone(),
+        };
+        let mut policies = vec![paper.policy()];
+        for control in Control::ALL {
+            let manifest = manifest.clone();
+            let control = CodecPlan::Control { manifest, control };
+            assert_eq!((control.name(), control.manifest()), ("paper", paper.manifest()));
+            policies.push(control.policy());
+        }
+        policies.sort();
+        policies.dedup();
+        assert_eq!(policies.len(), 4, "{policies:?}");
+    }
+}

@@ -52,15 +52,11 @@ impl CodecChoice {
                     let layer = layer.name().to_owned();
                     return Err(ManifestError::NoCurves { layer }.into());
                 }
-                Ok(match entropy {
-                    true => Arc::new(RdEntropy::new(entropy_tables(
-                        layer.curves(),
-                        layer.shape(),
-                        features,
-                        *bits,
-                    )?)),
-                    false => Arc::new(Rd::new(rd_tables(layer.curves(), features, *bits)?)),
-                })
+                if !entropy {
+                    return Ok(Arc::new(Rd::new(rd_tables(layer.curves(), features, *bits)?)));
+                }
+                let tables = entropy_tables(layer.curves(), layer.shape(), features, *bits)?;
+                Ok(Arc::new(RdEntropy::new(tables)))
             }
             _ => Ok(Arc::new(NoCodec::new(features))),
         }

