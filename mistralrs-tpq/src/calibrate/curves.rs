@@ -149,10 +149,15 @@ impl GainHistogram {
         })
     }
 
-    /// Adds each feature's magnitudes over its own root mean square to the bins of a [`Shape`]. Features that were always zero
-    /// have none.
-    pub fn add_shape(&self, mass: &mut [f64]) {
-        debug_assert_eq!(mass.len(), SHAPE_LEN);
+    /// Magnitudes over their feature's own root mean square, of all features of all ranks: the masses of the bins of a
+    /// [`Shape`]. Features that were always zero do not count.
+    pub fn shape(ranks: &[Self]) -> Vec<f32> {
+        let mut mass = vec![0.0; SHAPE_LEN];
+        ranks.iter().for_each(|histogram| histogram.add_shape(&mut mass));
+        mass.into_iter().map(|mass| mass as f32).collect()
+    }
+
+    fn add_shape(&self, mass: &mut [f64]) {
         for counts in self.counts.chunks_exact(BINS) {
             let moments = Moments::new(counts);
             let rms = moments.energy().sqrt();

@@ -24,7 +24,6 @@ pub use observe::{ObserveError, RangeObserver};
 pub use run::{run, CalibrateOptions, Calibrated};
 pub use select::{control_outliers, expected_sqnr_db, select, SelectError, Selection};
 
-use crate::codec::SHAPE_LEN;
 use crate::config::{ConfigError, OutlierCount};
 use crate::manifest::{Layer, ManifestError};
 
@@ -105,20 +104,14 @@ impl LayerStatistics {
         if first.sequences() == 0 {
             return Err(CalibrateError::NoSequences { layer: name() });
         }
-        let mut shape = vec![0.0; SHAPE_LEN];
-        observers
-            .iter()
-            .for_each(|observer| observer.gains().add_shape(&mut shape));
+        let gains: Vec<GainHistogram> = observers.iter().map(|observer| observer.gains().clone()).collect();
         Ok(Self {
             name: name(),
             features: first.features(),
             ranges: observers.iter().flat_map(RangeObserver::ranges).collect(),
             second_moments: observers.iter().flat_map(RangeObserver::second_moments).collect(),
-            curves: observers
-                .iter()
-                .flat_map(|observer| observer.gains().curves())
-                .collect(),
-            shape: shape.into_iter().map(|mass| mass as f32).collect(),
+            curves: gains.iter().flat_map(GainHistogram::curves).collect(),
+            shape: GainHistogram::shape(&gains),
         })
     }
 

@@ -1,7 +1,7 @@
 //! `rd` with entropy coding: pinned bytes, exact sizes, refusals, and how close it comes to the bound.
 
 use mistralrs_tpq::calibrate::{entropy_tables, rd_tables, GainHistogram};
-use mistralrs_tpq::codec::{Codec, CodecError, Dtype, EntropyTables, EntropyTablesError, Rd, RdEntropy, SHAPE_LEN};
+use mistralrs_tpq::codec::{Codec, CodecError, Dtype, EntropyTables, EntropyTablesError, Rd, RdEntropy};
 use proptest::prelude::*;
 
 use crate::support::*;
@@ -60,9 +60,7 @@ fn entropy_coding_leaves_less_error_than_fixed_bits_at_the_same_size() {
     normal_rows(512, &scales, 1)
         .chunks(256)
         .for_each(|row| histogram.observe_row(row));
-    let (curves, mut mass) = (histogram.curves(), vec![0.0; SHAPE_LEN]);
-    histogram.add_shape(&mut mass);
-    let shape: Vec<f32> = mass.iter().map(|mass| *mass as f32).collect();
+    let (curves, shape) = (histogram.curves(), GainHistogram::shape(&[histogram]));
     let held_out = normal_rows(64, &scales, 2);
     for bits in [3.0, 4.1875] {
         let fixed = Rd::new(rd_tables(&curves, 256, bits).unwrap());
