@@ -1,6 +1,8 @@
 //! One suite over every transport: sums are right, all ranks have the same bits, and whatever goes wrong is an error
 //! that names the rank.
 
+#[path = "collective/batch.rs"]
+mod batch;
 #[path = "collective/coarse.rs"]
 mod coarse;
 #[path = "collective/failures.rs"]
