@@ -5,6 +5,7 @@ use anyhow::{ensure, Context, Result};
 use super::node::{lock, Node};
 use super::step::COMMAND;
 use crate::command::{gathered_layers, Command, LayerState};
+use crate::transport::Transport;
 
 impl Node {
     pub(super) fn observe(&self, layer: &str, features: usize, rows: &[f32]) -> Result<()> {
