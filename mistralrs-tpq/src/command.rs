@@ -19,12 +19,12 @@ pub enum Command {
     EndSequence,
     /// Compare each encoded partial sum with its dequantized copy, and add up the error.
     Verify(bool),
-    /// Answer with the observers' state.
-    GatherLayers,
+    /// Answer with the state of one layer's observer. One at a time, because all of a large model do not fit into a message.
+    GatherLayer(String),
     /// Answer with the counters of one codec choice, and with the digest of the logits once `logits` raw-logit
     /// responses have been seen.
     GatherReport { choice: usize, logits: usize },
-    /// Replace the observers' state: sent to each rank with its own, to resume a calibration.
+    /// Replace these observers' state: sent to each rank with its own, to resume a calibration.
     RestoreLayers(LayerState),
     /// Set the counters of the report to zero.
     ResetReport,

@@ -46,7 +46,18 @@ fn every_file_in_configs_loads() {
         }
     }
     seen.sort();
-    assert_eq!(seen, ["dynamic.yaml", "none.yaml", "paper.yaml", "rd.yaml", "tpq.yaml"]);
+    assert_eq!(
+        seen,
+        [
+            "balanced.yaml",
+            "dynamic.yaml",
+            "near-lossless.yaml",
+            "none.yaml",
+            "paper.yaml",
+            "slow-link.yaml",
+            "tpq.yaml"
+        ]
+    );
 }
 
 #[test]
@@ -233,17 +244,20 @@ fn rd_takes_a_budget_that_is_part_of_the_policy() {
         rd("").codec,
         CodecPlan::Rd {
             manifest: manifest(),
-            bits: 4.1875
+            bits: 4.1875,
+            entropy: false,
         }
     );
     assert_eq!(
-        rd(", bits: 3").codec,
+        rd(", bits: 3, entropy: true").codec,
         CodecPlan::Rd {
             manifest: manifest(),
-            bits: 3.0
+            bits: 3.0,
+            entropy: true,
         }
     );
     assert_ne!(rd("").policy_digest(), rd(", bits: 3").policy_digest());
+    assert_ne!(rd("").policy_digest(), rd(", entropy: true").policy_digest());
     for bits in ["0.4", "17", "many"] {
         let message = error(&format!(
             "version: 1\ncodec: {{kind: rd, manifest: m.yaml, bits: {bits}}}\n"

@@ -24,6 +24,8 @@ mod openai;
 mod programs;
 #[path = "engine/quality.rs"]
 mod quality;
+#[path = "engine/quality_rd.rs"]
+mod quality_rd;
 #[path = "engine/recovery.rs"]
 mod recovery;
 #[path = "engine/refusals.rs"]

@@ -1,7 +1,7 @@
 //! Manifests on disk: round trips, edits by hand, and every kind of damage.
 
 use mistralrs_tpq::calibrate::Curve;
-use mistralrs_tpq::codec::Dtype;
+use mistralrs_tpq::codec::{Dtype, SHAPE_LEN};
 use mistralrs_tpq::manifest::{Digest, Expected, Header, Layer, Manifest, ManifestError};
 use proptest::prelude::*;
 use std::error::Error;
@@ -43,12 +43,13 @@ fn curves() -> Vec<Curve> {
 #[test]
 fn curves_round_trip_and_damage_to_them_is_found() {
     let folder = tempfile::tempdir().unwrap();
-    let layers = vec![layer("a.b").with_curves(curves()).unwrap()];
+    let layers = vec![layer("a.b").with_curves(curves(), vec![0.5; SHAPE_LEN]).unwrap()];
     let with = Manifest::new(header(), layers).unwrap();
     let path = with.write(folder.path()).unwrap();
     let read = Manifest::load(&path).unwrap();
     assert_eq!(read, with);
     assert_eq!(read.layers()[0].curves(), curves());
+    assert_eq!(read.layers()[0].shape(), [0.5; SHAPE_LEN]);
     let without = Manifest::new(header(), vec![layer("a.b")]).unwrap();
     assert_ne!(with.digest(), without.digest(), "peers compare the curves too");
 
@@ -66,10 +67,13 @@ fn curves_round_trip_and_damage_to_them_is_found() {
 
     let mut bad = curves();
     bad[9].error[3] = f32::NAN;
-    let error = layer("a.b").with_curves(bad).unwrap_err().to_string();
+    let error = layer("a.b")
+        .with_curves(bad, vec![0.5; SHAPE_LEN])
+        .unwrap_err()
+        .to_string();
     assert!(error.starts_with("layer a.b, rank 1, feature 1:"), "{error}");
     assert!(matches!(
-        layer("a.b").with_curves(curves()[1..].to_vec()),
+        layer("a.b").with_curves(curves()[1..].to_vec(), vec![0.5; SHAPE_LEN]),
         Err(ManifestError::Shape { .. })
     ));
 }

@@ -2,7 +2,9 @@
 
 use half::{bf16, f16};
 
-use crate::codec::{Codec, CodecKind, Dtype, Dynamic, NoCodec, Paper, PaperTables, Values, ValuesMut};
+use crate::calibrate::{entropy_tables, rd_tables, Curve, GainHistogram};
+use crate::codec::{Codec, CodecKind, Dtype, Dynamic, NoCodec, Paper, PaperTables, Rd, RdEntropy, Values, ValuesMut};
+use crate::config::defaults::RD_BITS;
 
 /// Rows after which a tensor repeats itself: sums and bounds of that many rows check any number of them.
 pub(super) const PERIOD: usize = 16;
@@ -81,7 +83,7 @@ pub fn rows(rank: usize, rows: usize, features: usize, dtype: Dtype) -> Vec<f32>
     (0..values.len()).map(|i| tensor.at(i)).collect()
 }
 
-/// A codec of `features` features for `ranks` ranks whose inputs are [`rows`]. `None` for codecs that need a model.
+/// A codec of `features` features for `ranks` ranks whose inputs are [`rows`]. `None` where no tables can be made.
 pub fn codec(kind: CodecKind, ranks: usize, features: usize) -> Option<Box<dyn Codec>> {
     Some(match kind {
         CodecKind::None => Box::new(NoCodec::new(features)),
@@ -97,7 +99,23 @@ pub fn codec(kind: CodecKind, ranks: usize, features: usize) -> Option<Box<dyn C
                 PaperTables::new((0..ranks).map(range).collect(), outliers).ok()?,
             ))
         }
-        #[allow(unreachable_patterns)]
-        _ => return None,
+        CodecKind::Rd => {
+            let curves: Vec<Curve> = (0..ranks).flat_map(|rank| observed(rank, features).curves()).collect();
+            Box::new(Rd::new(rd_tables(&curves, features, RD_BITS).ok()?))
+        }
+        CodecKind::RdEntropy => {
+            let ranks: Vec<GainHistogram> = (0..ranks).map(|rank| observed(rank, features)).collect();
+            let curves: Vec<Curve> = ranks.iter().flat_map(GainHistogram::curves).collect();
+            let shape = GainHistogram::shape(&ranks);
+            Box::new(RdEntropy::new(entropy_tables(&curves, &shape, features, RD_BITS).ok()?))
+        }
     })
+}
+
+fn observed(rank: usize, features: usize) -> GainHistogram {
+    let mut histogram = GainHistogram::new(features);
+    for row in rows(rank, PERIOD, features, Dtype::F32).chunks_exact(features) {
+        histogram.observe_row(row);
+    }
+    histogram
 }

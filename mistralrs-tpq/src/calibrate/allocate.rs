@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 use super::curves::Curve;
-use crate::codec::{RdRank, RdTables, RdTablesError, CLASSES};
+use crate::codec::{EntropyTables, EntropyTablesError, RdRank, RdTables, RdTablesError, CLASSES};
 
 /// Bits and steps of one rank's features, in rows of at most `budget` bits a value, gain and padding included. A budget
 /// below the row of no features gives that row. Ties go to the lower feature, so every host decides alike.
@@ -48,6 +48,25 @@ pub fn rd_tables(curves: &[Curve], features: usize, budget: f64) -> Result<RdTab
         .map(|curves| allocate(curves, budget))
         .collect();
     RdTables::new(&ranks)
+}
+
+/// As [`rd_tables`], for `rd` with entropy coding; `shape` is the layer's.
+///
+/// # Errors
+/// No curves, or a shape that is none.
+pub fn entropy_tables(
+    curves: &[Curve],
+    shape: &[f32],
+    features: usize,
+    budget: f64,
+) -> Result<EntropyTables, EntropyTablesError> {
+    // The error of a feature that is not sent is its mean square.
+    let rms = |curve: &Curve| f64::from(curve.error[0]).sqrt();
+    let ranks: Vec<Vec<f64>> = curves
+        .chunks_exact(features.max(1))
+        .map(|curves| curves.iter().map(rms).collect())
+        .collect();
+    EntropyTables::new(shape, &ranks, budget)
 }
 
 /// Mean squared error over all features that `allocate` leaves, in units of the squared gain.

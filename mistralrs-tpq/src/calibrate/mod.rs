@@ -15,14 +15,14 @@ mod observe;
 mod run;
 mod select;
 
-pub use allocate::{allocate, expected_error, rd_tables};
+pub use allocate::{allocate, entropy_tables, expected_error, rd_tables};
 #[cfg(feature = "engine")]
 pub use corpus::Corpus;
 pub use curves::{Curve, GainHistogram};
 pub use observe::{ObserveError, RangeObserver};
 #[cfg(feature = "engine")]
 pub use run::{run, CalibrateOptions, Calibrated};
-pub use select::{expected_sqnr_db, select, SelectError, Selection};
+pub use select::{control_outliers, expected_sqnr_db, select, SelectError, Selection};
 
 use crate::config::{ConfigError, OutlierCount};
 use crate::manifest::{Layer, ManifestError};
@@ -38,6 +38,8 @@ pub struct LayerStatistics {
     second_moments: Vec<f64>,
     /// `[world_size, features]`, row-major.
     curves: Vec<Curve>,
+    /// Mass of the bins of a [`Shape`](crate::codec::Shape), of all features and ranks.
+    shape: Vec<f32>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -102,15 +104,14 @@ impl LayerStatistics {
         if first.sequences() == 0 {
             return Err(CalibrateError::NoSequences { layer: name() });
         }
+        let gains: Vec<GainHistogram> = observers.iter().map(|observer| observer.gains().clone()).collect();
         Ok(Self {
             name: name(),
             features: first.features(),
             ranges: observers.iter().flat_map(RangeObserver::ranges).collect(),
             second_moments: observers.iter().flat_map(RangeObserver::second_moments).collect(),
-            curves: observers
-                .iter()
-                .flat_map(|observer| observer.gains().curves())
-                .collect(),
+            curves: gains.iter().flat_map(GainHistogram::curves).collect(),
+            shape: GainHistogram::shape(&gains),
         })
     }
 
@@ -131,7 +132,7 @@ impl LayerStatistics {
         })?;
         let sqnr = expected_sqnr_db(&self.ranges, &self.second_moments, self.features, &chosen);
         let layer = Layer::new(&self.name, self.features, chosen, self.ranges, sqnr)?;
-        Ok(layer.with_curves(self.curves)?)
+        Ok(layer.with_curves(self.curves, self.shape)?)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Calibration on the real engine: every rank observes its own partial sums, rank 0 writes the manifest.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Corpus, LayerStatistics, RangeObserver, Selection};
 use crate::config::CalibrationPlan;
-use crate::engine::{gathered_layers, Command, Driver, LayerState, ModelOptions, Node};
+use crate::engine::{Command, Driver, LayerState, ModelOptions, Node};
 use crate::manifest::{Digest, Header, Layer, Manifest};
 
 /// Sequences between two saves of the state. Gathering it costs about one sequence's time.
@@ -73,14 +74,14 @@ pub fn run(options: &CalibrateOptions, node: &Arc<Node>, mut progress: impl FnMu
                 &State {
                     key: key.clone(),
                     done: i + 1,
-                    ranks: gather(node)?,
+                    ranks: node.gather_layers()?,
                 },
             )?;
         }
     }
     progress(windows.len(), windows.len());
 
-    let manifest = manifest(node, &plan, corpus.digest, options.selection, &gather(node)?)?;
+    let manifest = manifest(node, &plan, corpus.digest, options.selection, &node.gather_layers()?)?;
     let path = manifest.write(&options.out)?;
     // Absent unless the run was long enough to save one.
     let _ = std::fs::remove_file(&state_path);
@@ -89,10 +90,6 @@ pub fn run(options: &CalibrateOptions, node: &Arc<Node>, mut progress: impl FnMu
         manifest,
         resumed_at,
     })
-}
-
-fn gather(node: &Node) -> Result<Vec<LayerState>> {
-    gathered_layers(node.gather(&Command::GatherLayers)?)
 }
 
 fn manifest(
@@ -159,7 +156,10 @@ fn key(node: &Node, plan: &CalibrationPlan, corpus: Digest) -> Result<String> {
 fn save(path: &Path, state: &State) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    serde_json::to_writer(&mut file, state)?;
+    let mut buffered = std::io::BufWriter::new(&mut file);
+    serde_json::to_writer(&mut buffered, state)?;
+    buffered.flush()?;
+    drop(buffered);
     file.as_file().sync_all()?;
     file.persist(path)
         .with_context(|| format!("cannot save the calibration's state to {}", path.display()))?;

@@ -4,6 +4,9 @@ use rand::seq::index;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use crate::config::Control;
+use crate::manifest::Layer;
+
 /// How outliers are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -56,6 +59,19 @@ pub fn select(selection: Selection, ranges: &[f32], features: usize, k: usize) -
     };
     chosen.sort_unstable();
     Ok(chosen.into_iter().map(|index| index as u32).collect())
+}
+
+/// The outliers of a negative control, as many as `layer` has.
+///
+/// # Errors
+/// As [`select`].
+pub fn control_outliers(layer: &Layer, control: Control) -> Result<Vec<u32>, SelectError> {
+    let (selection, k) = match control {
+        Control::AllInt4 => (Selection::Largest, 0),
+        Control::Random => (Selection::Random { seed: 0 }, layer.outliers().len()),
+        Control::Smallest => (Selection::Smallest, layer.outliers().len()),
+    };
+    select(selection, layer.ranges(), layer.features(), k)
 }
 
 fn summed(ranges: &[f32], features: usize) -> Vec<f64> {
@@ -121,6 +137,15 @@ mod tests {
         );
         assert_ne!(chosen, select(Selection::Random { seed: 4 }, &ranges, 512, 64).unwrap());
         assert!(chosen.len() == 64 && chosen.windows(2).all(|pair| pair[0] < pair[1]));
+    }
+
+    #[test]
+    fn a_control_has_as_many_outliers_as_the_layer_or_none() {
+        let ranges: Vec<f32> = (0..8).map(|i| i as f32).collect();
+        let layer = Layer::new("a.b", 8, vec![6, 7], ranges, 0.0).unwrap();
+        assert_eq!(control_outliers(&layer, Control::AllInt4), Ok(vec![]));
+        assert_eq!(control_outliers(&layer, Control::Smallest), Ok(vec![0, 1]));
+        assert_eq!(control_outliers(&layer, Control::Random).unwrap().len(), 2);
     }
 
     #[test]

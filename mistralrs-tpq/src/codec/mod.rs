@@ -10,14 +10,17 @@
 //! | [`Dynamic`] | E codes of 4 bits, E / 32 BF16 scales | 2048 + 256 = 2304 | 4.5 |
 //! | [`Dynamic8`] | E codes of 8 bits, E / 32 BF16 scales; for sums, not chosen by users | 4096 + 256 = 4352 | 8.5 |
 //! | [`Rd`] | a BF16 gain, then by calibrated class 1 to 16 bits | as budgeted | as budgeted |
+//! | [`RdEntropy`] | states and bytes of a range coder, the gain in them | as budgeted | as budgeted |
 //!
 //! Numbers are little endian; of two 4-bit codes the first is the low nibble. `scalar.rs` is the specification of every
 //! bit; `simd/` follows it exactly, so ranks with different processors end with the same sums. Nothing here passes
 //! through FP16 (its largest value, 65504, is smaller than real partial sums), and no call allocates.
 
+pub(crate) mod bins;
 mod bound;
 mod dynamic;
 mod dynamic8;
+mod entropy;
 mod none;
 mod paper;
 pub(crate) mod rd;
@@ -28,6 +31,7 @@ mod values;
 
 pub use dynamic::Dynamic;
 pub use dynamic8::Dynamic8;
+pub use entropy::{EntropyTables, EntropyTablesError, RdEntropy, Shape, SHAPE_LEN};
 pub use none::NoCodec;
 pub use paper::{Paper, PaperTables, PaperTablesError};
 pub use rd::{Rd, RdRank, RdTables, RdTablesError, CLASSES};
@@ -55,7 +59,7 @@ impl std::ops::AddAssign for EncodeStats {
 
 /// A codec for one reduce site: it holds the tables of *all* ranks, so that it can encode as one and decode as any.
 pub trait Codec: std::fmt::Debug + Send + Sync {
-    /// `none`, `paper`, `dynamic`, `rd`.
+    /// `none`, `paper`, `dynamic`, `rd`, `rd_entropy`.
     fn name(&self) -> &'static str;
 
     /// Tag in the frame header.
@@ -123,6 +127,8 @@ pub enum CodecError {
         feature: usize,
         bits: u16,
     },
+    #[error("payload of rank {rank}, token {token}: the entropy-coded row does not end as an encoder ends it")]
+    Stream { rank: usize, token: usize },
 }
 
 /// The codecs by name (configuration) and tag (frame header, hello).
@@ -134,11 +140,13 @@ pub enum CodecKind {
     Paper = 1,
     Dynamic = 2,
     Rd = 4,
+    /// `rd` with `entropy: true`.
+    RdEntropy = 5,
 }
 
 impl CodecKind {
     /// Every codec of this build, in tag order.
-    pub const ALL: [Self; 4] = [Self::None, Self::Paper, Self::Dynamic, Self::Rd];
+    pub const ALL: [Self; 5] = [Self::None, Self::Paper, Self::Dynamic, Self::Rd, Self::RdEntropy];
 
     /// The tag on the wire. Tags are never reused.
     pub const fn tag(self) -> u8 {
@@ -151,6 +159,7 @@ impl CodecKind {
             Self::Paper => "paper",
             Self::Dynamic => "dynamic",
             Self::Rd => "rd",
+            Self::RdEntropy => "rd_entropy",
         }
     }
 

@@ -14,6 +14,7 @@
 //! # Ok::<(), mistralrs_tpq::config::ConfigError>(())
 //! ```
 
+mod codec;
 pub mod defaults;
 mod error;
 mod exchange;
@@ -25,12 +26,13 @@ mod secret;
 mod source;
 mod topology;
 
+pub use codec::{CodecPlan, Control};
 pub(crate) use error::nearest;
 pub use error::{At, ConfigError};
 pub use exchange::{read_table, table_text, ExchangePlan, Nonfinite};
 pub use multi_node::MultiNode;
 pub use peer::PeerAddr;
-pub use plan::{CalibrationPlan, CodecPlan, Fraction, Group, Links, OutlierCount, Plan};
+pub use plan::{CalibrationPlan, Fraction, Group, Links, OutlierCount, Plan};
 pub use secret::environment_secret;
 pub use source::{Source, CONFIG_VARIABLE};
 pub use topology::{Environment, Membership, Topology, TopologySource};

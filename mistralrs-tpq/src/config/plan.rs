@@ -1,5 +1,6 @@
 //! What the file means: every value checked, every default filled in.
 
+use super::codec::{self, CodecPlan};
 use super::defaults;
 use super::error::ConfigError;
 use super::exchange::{self, ExchangePlan};
@@ -55,38 +56,6 @@ pub struct Links {
     /// At most half of `timeout`.
     pub heartbeat: Duration,
     pub busy_poll: Duration,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum CodecPlan {
-    /// Raw values: the lossless reference.
-    None,
-    /// Static int4 with BF16 outliers; the manifest's path is absolute or relative to the working directory.
-    Paper { manifest: PathBuf },
-    /// Groups of 32 with their own scale, no calibration.
-    Dynamic,
-    /// Bits by feature under an average of `bits` a value, side information included.
-    Rd { manifest: PathBuf, bits: f64 },
-}
-
-impl CodecPlan {
-    /// As in the file, and in the hello.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Paper { .. } => "paper",
-            Self::Dynamic => "dynamic",
-            Self::Rd { .. } => "rd",
-        }
-    }
-
-    pub fn manifest(&self) -> Option<&Path> {
-        match self {
-            Self::Paper { manifest } | Self::Rd { manifest, .. } => Some(manifest),
-            Self::None | Self::Dynamic => None,
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -163,7 +132,7 @@ impl Plan {
             links: links(&group)?,
             secret_file: path(&group, "secret_file", "the path of a file with the secret", origin)?,
             group: ranks(&group)?,
-            codec: codec(&root.section("codec", &["kind", "manifest", "bits"])?, origin)?,
+            codec: codec::parse(&root.section("codec", &codec::KEYS)?, origin)?,
             alternatives: Vec::new(),
             exchange: ExchangePlan::parse(&root.section("exchange", &exchange::KEYS)?, origin)?,
             calibration: calibration(
@@ -175,11 +144,11 @@ impl Plan {
     /// SHA-256 over all that ranks must agree on besides the manifest's content: codec and exchange policy, not rank,
     /// addresses, timeouts or calibration. Equal digests mean equal decisions.
     pub fn policy_digest(&self) -> Digest {
-        let codec = codec_policy(&self.codec);
+        let codec = self.codec.policy();
         let alternatives: String = self
             .alternatives
             .iter()
-            .map(|(_, codec)| format!("+{}", codec_policy(codec)))
+            .map(|(_, codec)| format!("+{}", codec.policy()))
             .collect();
         let canonical = format!(
             "tpq policy 3\ncodec={codec}{alternatives}\n{}",
@@ -338,64 +307,13 @@ fn ranks(group: &Section<'_>) -> Result<Option<Group>, ConfigError> {
     }
 }
 
-fn codec(section: &Section<'_>, origin: &Path) -> Result<CodecPlan, ConfigError> {
-    #[derive(Clone, Copy)]
-    enum Kind {
-        None,
-        Paper,
-        Dynamic,
-        Rd,
-    }
-    let kinds = [
-        ("none", Kind::None),
-        ("paper", Kind::Paper),
-        ("dynamic", Kind::Dynamic),
-        ("rd", Kind::Rd),
-    ];
-    // Read for every kind, so that a bad path is reported before someone switches back to `paper`.
-    let manifest = path(section, "manifest", "the path of a manifest.yaml", origin)?;
-    let kind = section.choice("kind", &kinds)?.ok_or_else(|| {
-        section.missing(
-            "kind",
-            "choose none, rd or paper (both need a manifest), or dynamic (needs nothing)",
-        )
-    })?;
-    let bits = bits(section)?;
-    match (kind, manifest) {
-        (Kind::None, _) => Ok(CodecPlan::None),
-        (Kind::Dynamic, _) => Ok(CodecPlan::Dynamic),
-        (Kind::Paper, Some(manifest)) => Ok(CodecPlan::Paper { manifest }),
-        (Kind::Rd, Some(manifest)) => Ok(CodecPlan::Rd { manifest, bits }),
-        (Kind::Paper | Kind::Rd, None) => Err(section.missing(
-            "manifest",
-            "this kind needs the ranges of your model. Make them with `tpq calibrate` and name its manifest.yaml \
-             here, or use `kind: dynamic`, which needs none",
-        )),
-    }
-}
-
-/// What ranks must agree on about a codec. Not the manifest's path: each host may keep its copy elsewhere, and the manifest
-/// has a digest of its own.
-fn codec_policy(codec: &CodecPlan) -> String {
-    match codec {
-        CodecPlan::Rd { bits, .. } => format!("rd {bits}"),
-        other => other.name().to_owned(),
-    }
-}
-
-fn bits(section: &Section<'_>) -> Result<f64, ConfigError> {
-    let (min, max) = defaults::RD_BITS_LIMITS;
-    let Some(value) = section.get("bits") else {
-        return Ok(defaults::RD_BITS);
-    };
-    match value.as_f64().filter(|bits| (min..=max).contains(bits)) {
-        Some(bits) => Ok(bits),
-        None => Err(section.wrong("bits", value, &format!("average bits a value from {min} to {max}"))),
-    }
-}
-
 /// A path in the file is relative to the file's folder.
-fn path(section: &Section<'_>, key: &str, expected: &str, origin: &Path) -> Result<Option<PathBuf>, ConfigError> {
+pub(super) fn path(
+    section: &Section<'_>,
+    key: &str,
+    expected: &str,
+    origin: &Path,
+) -> Result<Option<PathBuf>, ConfigError> {
     match section.get(key) {
         None => Ok(None),
         Some(Value::String(path)) if !path.is_empty() => Ok(Some(origin.parent().unwrap_or(Path::new("")).join(path))),

@@ -16,6 +16,7 @@ mod fingerprint;
 mod group;
 mod links;
 mod node;
+mod observed;
 mod provider;
 mod reducer;
 mod state;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-pub use crate::command::{gathered_layers, Command, LayerState, RankReport, Reply};
+pub use crate::command::{Command, LayerState, RankReport, Reply};
 pub use choice::CodecChoice;
 pub use driver::{Driver, ModelOptions, SequenceLogits};
 pub use fingerprint::model_fingerprint;

@@ -14,12 +14,11 @@ use super::choice::CodecChoice;
 use super::group::{Group, GroupSlot};
 use super::links::Place;
 use super::step::{StepSpan, COMMAND};
-use crate::calibrate::rd_tables;
-use crate::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables, Rd};
+use crate::codec::{Codec, Dtype};
 use crate::command::{Command, LayerError, LayerState, RankReport, Reply};
 use crate::config::{CodecPlan, Plan};
 use crate::exchange::{Communicator, ExchangeStats, Site};
-use crate::manifest::{Digest, Expected, ManifestError};
+use crate::manifest::{Digest, Expected};
 use crate::transport::{Patience, Timed, Transport, TransportError};
 use crate::wire::Identity;
 
@@ -41,7 +40,7 @@ pub struct Node {
     rejoins: bool,
     slot: GroupSlot,
     pub(super) step: StepSpan,
-    observers: Mutex<LayerState>,
+    pub(super) observers: Mutex<LayerState>,
     /// By codec choice.
     reports: Mutex<BTreeMap<usize, RankReport>>,
     logits: Mutex<LogitsLog>,
@@ -63,7 +62,7 @@ impl std::fmt::Debug for Node {
 pub(super) struct GroupEnded;
 
 /// A poisoned lock here guards counters and maps that are valid after any single assignment.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -107,7 +106,7 @@ impl Node {
         self.place.peers.len()
     }
 
-    /// `none`, `paper`, `dynamic` or `rd`, as configured.
+    /// `none`, `paper`, `dynamic`, `rd` or `rd_entropy`, as configured.
     pub fn codec_name(&self) -> &'static str {
         self.plan.codec.name()
     }
@@ -174,7 +173,7 @@ impl Node {
         }
     }
 
-    fn group(&self) -> Result<Arc<Group>> {
+    pub(super) fn group(&self) -> Result<Arc<Group>> {
         self.slot.group()
     }
 
@@ -194,17 +193,6 @@ impl Node {
 
     pub(super) fn verifying(&self) -> bool {
         self.verifying.load(Ordering::Acquire)
-    }
-
-    pub(super) fn observe(&self, layer: &str, features: usize, rows: &[f32]) -> Result<()> {
-        let ema = self.plan.calibration.ema;
-        let mut observers = lock(&self.observers);
-        if !observers.contains_key(layer) {
-            observers.insert(layer.to_owned(), crate::calibrate::RangeObserver::new(features, ema)?);
-        }
-        let observer = observers.get_mut(layer).context("observer was just inserted")?;
-        observer.observe(rows)?;
-        Ok(())
     }
 
     pub(super) fn count(&self, choice: usize, codec: &dyn Codec, tokens: usize, dtype: Dtype, stats: &ExchangeStats) {
@@ -324,8 +312,8 @@ impl Node {
                 lock(&self.reports).clear();
                 *lock(&self.logits) = LogitsLog::default();
             }
-            Command::RestoreLayers(layers) => *lock(&self.observers) = layers.clone(),
-            Command::GatherLayers | Command::GatherReport { .. } => {
+            Command::RestoreLayers(layers) => lock(&self.observers).extend(layers.clone()),
+            Command::GatherLayer(_) | Command::GatherReport { .. } => {
                 if self.rank() != 0 {
                     let reply = serde_json::to_vec(&self.reply(&command)?)?;
                     self.group()?.transport.send_message(0, &reply)?;
@@ -341,36 +329,17 @@ impl Node {
 
     fn reply(&self, command: &Command) -> Result<Reply> {
         match command {
-            Command::GatherLayers => Ok(Reply::Layers(lock(&self.observers).clone())),
+            Command::GatherLayer(name) => {
+                let layer = lock(&self.observers).get(name).cloned();
+                Ok(Reply::Layers(
+                    layer.map(|layer| (name.clone(), layer)).into_iter().collect(),
+                ))
+            }
             Command::GatherReport { choice, logits } => {
                 Ok(Reply::Report(Box::new(self.report_after(*choice, *logits)?)))
             }
             other => bail!("{other:?} has no answer"),
         }
-    }
-
-    /// Rank 0: hands every rank the calibration state it had, `[rank]`.
-    ///
-    /// # Errors
-    /// A lost rank.
-    pub fn restore_layers(&self, ranks: Vec<LayerState>) -> Result<()> {
-        ensure!(
-            ranks.len() == self.world_size(),
-            "{} states for {} ranks",
-            ranks.len(),
-            self.world_size()
-        );
-        for (rank, layers) in ranks.into_iter().enumerate() {
-            let command = Command::RestoreLayers(layers);
-            if rank == 0 {
-                self.obey(command)?;
-                continue;
-            }
-            let mut message = vec![COMMAND];
-            serde_json::to_writer(&mut message, &command)?;
-            self.group()?.transport.send_message(rank, &message)?;
-        }
-        Ok(())
     }
 
     // --- report ----------------------------------------------------------------------------------------------------
@@ -434,31 +403,6 @@ impl Node {
             }
         });
         sender
-    }
-
-    /// Codec of `choice` for one layer.
-    pub(super) fn codec(&self, choice: usize, layer: &str, features: usize) -> Result<Arc<dyn Codec>> {
-        let CodecChoice { codec, manifest, .. } = &self.choices[choice];
-        match (codec, manifest) {
-            (CodecPlan::Dynamic, _) => Ok(Arc::new(Dynamic::new(features))),
-            (CodecPlan::Paper { .. }, Some(manifest)) => {
-                let layer = manifest.require(layer, features)?;
-                let ranges = layer.ranges().chunks_exact(features).map(<[f32]>::to_vec).collect();
-                Ok(Arc::new(Paper::new(PaperTables::new(
-                    ranges,
-                    layer.outliers().to_vec(),
-                )?)))
-            }
-            (CodecPlan::Rd { bits, .. }, Some(manifest)) => {
-                let layer = manifest.require(layer, features)?;
-                if layer.curves().is_empty() {
-                    let layer = layer.name().to_owned();
-                    return Err(ManifestError::NoCurves { layer }.into());
-                }
-                Ok(Arc::new(Rd::new(rd_tables(layer.curves(), features, *bits)?)))
-            }
-            _ => Ok(Arc::new(NoCodec::new(features))),
-        }
     }
 
     /// Why the group cannot serve, if it cannot.

@@ -48,8 +48,9 @@ impl SiteReducer {
         let codecs = match self.codecs.get() {
             Some(codecs) => codecs,
             None => {
-                let made = (0..self.node.choices().len())
-                    .map(|choice| self.node.codec(choice, &self.site.name, features))
+                let choices = self.node.choices().iter();
+                let made = choices
+                    .map(|choice| choice.for_layer(&self.site.name, features))
                     .collect::<anyhow::Result<Vec<_>>>()?;
                 self.codecs.get_or_init(|| made)
             }

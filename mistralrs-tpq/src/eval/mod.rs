@@ -1,6 +1,8 @@
 //! What the exchange costs in quality, on the real engine: lossless against configured, window by window.
 
 #[cfg(feature = "engine")]
+mod page;
+#[cfg(feature = "engine")]
 mod run;
 mod score;
 mod windows;
@@ -8,5 +10,7 @@ mod windows;
 pub use score::{Comparison, WindowScore};
 pub use windows::windows;
 
+#[cfg(feature = "engine")]
+pub use page::page;
 #[cfg(feature = "engine")]
 pub use run::{run, EvalOptions, EvalResult};

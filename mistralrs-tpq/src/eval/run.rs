@@ -9,7 +9,11 @@ use anyhow::{bail, ensure, Context, Result};
 use serde::Serialize;
 
 use super::{windows, Comparison};
+use crate::command::LayerError;
 use crate::engine::{Command, Driver, ModelOptions, Node, RankReport, Reply, SequenceLogits};
+
+/// Points of [`EvalResult::kl_by_position`].
+const POSITION_PARTS: usize = 16;
 
 #[derive(Debug, Clone)]
 pub struct EvalOptions {
@@ -37,9 +41,15 @@ pub struct EvalResult {
     pub ppl_quantized: f64,
     /// KL(lossless || quantized), nats a token.
     pub kl: f64,
+    /// From the spread over windows; null for a single one.
+    pub kl_stderr: Option<f64>,
+    /// In 16 equal parts of the window, the first tokens first.
+    pub kl_by_position: Vec<f64>,
     pub top1_agreement: f64,
     /// Signal over error of the single partial sums, all layers and ranks together.
     pub sqnr_db: f64,
+    /// The same by layer, all ranks together; null without error.
+    pub sqnr_db_by_layer: BTreeMap<String, f64>,
     /// Bytes that one rank wrote to its links, mean over the ranks.
     pub bytes_per_rank: u64,
     /// The same exchanges as a BF16 ring or two-shot all-reduce: 2(N-1)/N times 16 bits a value.
@@ -143,8 +153,11 @@ fn result_of(options: &EvalOptions, node: Option<&Arc<Node>>, choice: usize, com
         ppl_lossless: comparison.lossless.perplexity(),
         ppl_quantized: comparison.quantized.perplexity(),
         kl: comparison.mean_kl(),
+        kl_stderr: Some(comparison.kl_stderr()).filter(|error| error.is_finite()),
+        kl_by_position: comparison.kl_by_position(POSITION_PARTS),
         top1_agreement: comparison.top1_agreement(),
         sqnr_db: 0.0,
+        sqnr_db_by_layer: BTreeMap::new(),
         bytes_per_rank: 0,
         bytes_per_rank_bf16: 0,
         out_of_bound: 0,
@@ -185,6 +198,16 @@ fn fill_from_reports(result: &mut EvalResult, reports: &[RankReport]) -> Result<
     let signal: f64 = layers().map(|layer| layer.signal_energy).sum();
     let error: f64 = layers().map(|layer| layer.error_energy).sum();
     result.sqnr_db = 10.0 * (signal / error).log10();
+    let mut by_layer: BTreeMap<&str, LayerError> = BTreeMap::new();
+    for (name, error) in reports.iter().flat_map(|report| &report.layers) {
+        let total = by_layer.entry(name).or_default();
+        total.signal_energy += error.signal_energy;
+        total.error_energy += error.error_energy;
+    }
+    let by_layer = by_layer
+        .into_iter()
+        .map(|(name, error)| (name.to_owned(), error.sqnr_db()));
+    result.sqnr_db_by_layer = by_layer.collect();
     Ok(())
 }
 

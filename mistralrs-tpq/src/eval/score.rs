@@ -11,7 +11,7 @@ pub struct WindowScore {
 }
 
 /// Quantized against lossless on the same tokens.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Comparison {
     pub lossless: WindowScore,
     pub quantized: WindowScore,
@@ -20,6 +20,10 @@ pub struct Comparison {
     /// Positions at which both have the same most likely token.
     pub agreed: u64,
     pub positions: u64,
+    /// Mean KL of each window, in their order.
+    pub window_kl: Vec<f64>,
+    /// Sum of KL, and windows, by position in the window.
+    by_position: Vec<(f64, u64)>,
 }
 
 impl WindowScore {
@@ -43,16 +47,45 @@ impl Comparison {
     pub fn add_window(&mut self, tokens: &[u32], vocab: usize, lossless: &[f32], quantized: &[f32]) {
         self.lossless.add_window(tokens, vocab, lossless);
         self.quantized.add_window(tokens, vocab, quantized);
-        for (p, q) in lossless.chunks_exact(vocab).zip(quantized.chunks_exact(vocab)) {
-            self.kl += divergence(p, q);
+        let rows = lossless.chunks_exact(vocab).zip(quantized.chunks_exact(vocab));
+        self.by_position
+            .resize(self.by_position.len().max(tokens.len()), (0.0, 0));
+        let (before, first) = (self.kl, self.positions);
+        for ((p, q), (sum, windows)) in rows.zip(&mut self.by_position) {
+            let kl = divergence(p, q);
+            self.kl += kl;
             self.agreed += u64::from(argmax(p) == argmax(q));
             self.positions += 1;
+            *sum += kl;
+            *windows += 1;
         }
+        self.window_kl
+            .push((self.kl - before) / (self.positions - first).max(1) as f64);
     }
 
     /// Mean KL in nats a token.
     pub fn mean_kl(&self) -> f64 {
         self.kl / self.positions as f64
+    }
+
+    /// Standard error of [`mean_kl`](Self::mean_kl), from the spread over windows. NaN for fewer than two.
+    pub fn kl_stderr(&self) -> f64 {
+        let windows = self.window_kl.len() as f64;
+        let mean = self.window_kl.iter().sum::<f64>() / windows;
+        let squares: f64 = self.window_kl.iter().map(|kl| (kl - mean) * (kl - mean)).sum();
+        (squares / (windows - 1.0) / windows).sqrt()
+    }
+
+    /// Mean KL of `parts` equal parts of the window, the first tokens first; fewer for shorter windows.
+    pub fn kl_by_position(&self, parts: usize) -> Vec<f64> {
+        let part = self.by_position.len().div_ceil(parts).max(1);
+        let mean = |positions: &[(f64, u64)]| {
+            let (kl, windows) = positions
+                .iter()
+                .fold((0.0, 0), |(a, b), (kl, windows)| (a + kl, b + windows));
+            kl / windows as f64
+        };
+        self.by_position.chunks(part).map(mean).collect()
     }
 
     /// Share of positions with the same most likely token.
@@ -110,6 +143,21 @@ mod tests {
         assert_eq!(comparison.mean_kl(), 0.0);
         assert_eq!(comparison.top1_agreement(), 1.0);
         assert_eq!(comparison.lossless, comparison.quantized);
+    }
+
+    #[test]
+    fn divergence_is_told_apart_by_window_and_by_position() {
+        let lossless = [0.0f32; 8];
+        let mut shifted = lossless;
+        shifted[6] = 3.0;
+        let mut comparison = Comparison::default();
+        comparison.add_window(&[0, 1, 1, 0], 2, &lossless, &shifted);
+        comparison.add_window(&[0, 1, 1, 0], 2, &lossless, &lossless);
+        let halves = comparison.kl_by_position(2);
+        assert_eq!((halves.len(), halves[0]), (2, 0.0));
+        assert!((halves[1] - 2.0 * comparison.mean_kl()).abs() < 1e-12);
+        // Two windows, d and 0: mean d/2, standard error d/2.
+        assert!((comparison.kl_stderr() - comparison.mean_kl()).abs() < 1e-12);
     }
 
     #[test]

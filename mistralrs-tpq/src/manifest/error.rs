@@ -64,6 +64,12 @@ pub enum ManifestError {
     Curve { layer: String, rank: usize, feature: usize },
 
     #[error(
+        "layer {layer}: the shape of its magnitudes is no list of {} numbers that are not negative",
+        crate::codec::SHAPE_LEN
+    )]
+    MagnitudeShape { layer: String },
+
+    #[error(
         "the manifest has no error curves of layer {layer}, which `rd` needs: calibrate again with this version of tpq"
     )]
     NoCurves { layer: String },

@@ -2,6 +2,7 @@
 
 use super::error::ManifestError;
 use crate::calibrate::Curve;
+use crate::codec::SHAPE_LEN;
 use crate::config::defaults::{MAX_FEATURES, MAX_WORLD_SIZE};
 
 /// A calibrated row-parallel layer.
@@ -14,6 +15,8 @@ pub struct Layer {
     ranges: Vec<f32>,
     /// `[world_size, features]`, row-major; empty when the calibration measured none.
     curves: Vec<Curve>,
+    /// How magnitudes over their feature's rms are distributed: bins of a [`Shape`](crate::codec::Shape); empty with `curves`.
+    shape: Vec<f32>,
     summary: Summary,
 }
 
@@ -58,6 +61,7 @@ impl Layer {
             outliers,
             ranges,
             curves: Vec::new(),
+            shape: Vec::new(),
             summary,
         })
     }
@@ -68,11 +72,11 @@ impl Layer {
         self
     }
 
-    /// With error curves, `[world_size, features]`, row-major.
+    /// With error curves, `[world_size, features]`, row-major, and the layer's shape, [`SHAPE_LEN`] masses.
     ///
     /// # Errors
-    /// Another number of curves, or an error or step that is negative or not finite.
-    pub fn with_curves(mut self, curves: Vec<Curve>) -> Result<Self, ManifestError> {
+    /// Another number of curves or masses, or an error, step or mass that is negative or not finite.
+    pub fn with_curves(mut self, curves: Vec<Curve>, shape: Vec<f32>) -> Result<Self, ManifestError> {
         if curves.len() != self.ranges.len() {
             return Err(ManifestError::Shape {
                 layer: self.name,
@@ -81,6 +85,9 @@ impl Layer {
             });
         }
         let usable = |x: &f32| x.is_finite() && *x >= 0.0;
+        if shape.len() != SHAPE_LEN || !shape.iter().all(usable) {
+            return Err(ManifestError::MagnitudeShape { layer: self.name });
+        }
         let bad = curves
             .iter()
             .position(|curve| !curve.error.iter().chain(&curve.step).all(usable));
@@ -92,7 +99,7 @@ impl Layer {
                 feature,
             });
         }
-        self.curves = curves;
+        (self.curves, self.shape) = (curves, shape);
         Ok(self)
     }
 
@@ -128,6 +135,11 @@ impl Layer {
     /// `[world_size, features]`, row-major; empty when the calibration measured none.
     pub fn curves(&self) -> &[Curve] {
         &self.curves
+    }
+
+    /// Mass of each bin of a [`Shape`](crate::codec::Shape); empty when the calibration measured no curves.
+    pub fn shape(&self) -> &[f32] {
+        &self.shape
     }
 
     /// Mean over ranks of each feature's range.

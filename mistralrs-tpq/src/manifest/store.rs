@@ -39,7 +39,7 @@ impl Manifest {
         let curves = curves::from_bytes(&bytes, &self.layers).map_err(in_file(path))?;
         let layers = std::mem::take(&mut self.layers).into_iter().zip(curves);
         self.layers = layers
-            .map(|(layer, curves)| layer.with_curves(curves))
+            .map(|(layer, (curves, shape))| layer.with_curves(curves, shape))
             .collect::<Result<_, _>>()
             .map_err(in_file(path))?;
         self.curves = Some(expected);

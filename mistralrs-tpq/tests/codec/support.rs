@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use mistralrs_tpq::codec::{
-    Codec, Dtype, Dynamic, Dynamic8, EncodeStats, Level, NoCodec, Paper, PaperTables, Rd, RdRank, RdTables, Values,
-    CLASSES,
+    Codec, Dtype, Dynamic, Dynamic8, EncodeStats, EntropyTables, Level, NoCodec, Paper, PaperTables, Rd, RdEntropy,
+    RdRank, RdTables, Shape, Values, CLASSES, SHAPE_LEN,
 };
 use proptest::prelude::*;
 
@@ -40,13 +40,21 @@ impl Site {
         Rd::new(RdTables::new(&ranks).unwrap())
     }
 
+    /// Root mean squares from the ranges, at 3.5 bits.
+    pub fn rd_entropy(&self) -> RdEntropy {
+        let rank = |ranges: &Vec<f32>| ranges.iter().map(|range| f64::from(range.min(12.0)) / 4.0).collect();
+        let rms: Vec<Vec<f64>> = self.ranges.iter().map(rank).collect();
+        RdEntropy::new(EntropyTables::new(&normal_shape(), &rms, 3.5).unwrap())
+    }
+
     /// In the order of `CodecKind::ALL`, then the codec of sums.
-    pub fn codecs(&self, level: Level) -> [Box<dyn Codec>; 5] {
+    pub fn codecs(&self, level: Level) -> [Box<dyn Codec>; 6] {
         [
             Box::new(NoCodec::new(self.features())),
             Box::new(self.paper(level)),
             Box::new(Dynamic::new(self.features()).with_level(level)),
             Box::new(self.rd()),
+            Box::new(self.rd_entropy()),
             Box::new(Dynamic8::new(self.features()).with_level(level)),
         ]
     }
@@ -79,6 +87,16 @@ impl Site {
             outliers,
         }
     }
+}
+
+/// Magnitudes of a unit normal.
+pub fn normal_shape() -> Vec<f32> {
+    let mut mass = vec![0.0; SHAPE_LEN];
+    for i in 0..300 {
+        let y = (f64::from(i) + 0.5) / 50.0;
+        Shape::spread(&mut mass, y - 0.01, y + 0.01, (-y * y / 2.0).exp());
+    }
+    mass.into_iter().map(|mass| mass as f32).collect()
 }
 
 /// Any bit pattern, with a good share of everyday magnitudes.

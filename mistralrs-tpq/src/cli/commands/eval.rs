@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use clap::Args;
 
 use super::group::{self, GroupArgs};
 use crate::cli::args::Global;
 use crate::cli::progress::Progress;
 use crate::cli::{emit, CliError};
-use crate::config::Plan;
+use crate::config::{CodecPlan, Control, Plan};
 use crate::engine::ModelOptions;
 use crate::eval::{EvalOptions, EvalResult};
 use crate::report::{Align, Table};
@@ -21,11 +21,11 @@ use crate::report::{Align, Table};
 #[command(after_help = "\
 Examples:
   tpq eval --config tpq.yaml -n 2 -m examples/demo-model --text held-out.md
-  tpq eval --config paper.yaml --also rd.yaml -n 4 -m examples/demo-model --text held-out.md
+  tpq eval --config paper.yaml --also balanced.yaml -n 4 -m examples/demo-model --text held-out.md
   tpq eval -m examples/demo-model --text held-out.md     (one process: perplexity only)
 
 With --json there is one object a line for each configuration: config, codec, text, ranks, tokens, bits_per_value, ppl, ppl_lossless,
-ppl_quantized, kl (nats a token), top1_agreement, sqnr_db, bytes_per_rank, bytes_per_rank_bf16, out_of_bound, clipped,
+ppl_quantized, kl (nats a token), kl_stderr, kl_by_position (sixteenths of the window), top1_agreement, sqnr_db, sqnr_db_by_layer, bytes_per_rank, bytes_per_rank_bf16, out_of_bound, clipped,
 ranks_bit_identical, seconds.")]
 pub struct EvalArgs {
     #[command(flatten)]
@@ -34,9 +34,13 @@ pub struct EvalArgs {
     model: ModelOptions,
     /// Compare this configuration's codec too, in the same run. Repeatable; only its `codec` section counts.
     ///
-    /// Example: --config paper.yaml --also rd.yaml dynamic.yaml
+    /// Example: --config paper.yaml --also balanced.yaml dynamic.yaml
     #[arg(long, num_args = 1.., value_name = "FILE")]
     also: Vec<PathBuf>,
+    /// Compare `paper`'s negative controls too: no outliers, random ones, those with the smallest range. With the manifest of
+    /// --config. Where they do as well as `paper`, its choice of outliers is worth nothing on this model.
+    #[arg(long)]
+    controls: bool,
     /// Text to evaluate on; held out from calibration, or the figures flatter.
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
@@ -46,6 +50,9 @@ pub struct EvalArgs {
     /// Tokens to use of the text, in windows spread evenly over it.
     #[arg(long, value_name = "N", default_value_t = 16384, value_parser = clap::value_parser!(u32).range(2..))]
     max_tokens: u32,
+    /// Also write a page with the results and plots: one HTML file that needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Also write all logits, as safetensors: lossless.0000, configured.0000, ... of [tokens, vocabulary] f32.
     #[arg(long, value_name = "FILE")]
     dump_logits: Option<PathBuf>,
@@ -61,10 +68,7 @@ pub(crate) fn run(args: &EvalArgs, global: &Global) -> Result<u8, CliError> {
         None
     } else {
         let mut plan = args.group.plan()?;
-        for path in &args.also {
-            let codec = Plan::load(path)?.codec;
-            plan.alternatives.push((path.display().to_string(), codec));
-        }
+        plan.alternatives = alternatives(args, &plan)?;
         crate::engine::install_plan(plan)?
     };
     let options = EvalOptions {
@@ -83,6 +87,10 @@ pub(crate) fn run(args: &EvalArgs, global: &Global) -> Result<u8, CliError> {
         Some(node) => group::end(node, outcome)?,
         None => outcome?,
     };
+    if let Some(path) = &args.html {
+        let page = crate::eval::page(&results)?;
+        std::fs::write(path, page).map_err(|error| CliError::io("cannot write the page of --html", error))?;
+    }
     match global.json {
         true => {
             for result in &results {
@@ -92,6 +100,27 @@ pub(crate) fn run(args: &EvalArgs, global: &Global) -> Result<u8, CliError> {
         false => results.iter().try_for_each(|result| emit(&table(result)))?,
     }
     Ok(0)
+}
+
+fn alternatives(args: &EvalArgs, plan: &Plan) -> Result<Vec<(String, CodecPlan)>, CliError> {
+    let mut alternatives = Vec::new();
+    for path in &args.also {
+        alternatives.push((path.display().to_string(), Plan::load(path)?.codec));
+    }
+    if args.controls {
+        let manifest = plan
+            .codec
+            .manifest()
+            .context("--controls needs a manifest: name a configuration of kind paper or rd with --config")?;
+        alternatives.extend(Control::ALL.map(|control| {
+            let manifest = manifest.to_owned();
+            (
+                format!("paper, {}", control.name()),
+                CodecPlan::Control { manifest, control },
+            )
+        }));
+    }
+    Ok(alternatives)
 }
 
 /// Figures of ranks that disagree, or of a codec outside its own bound, mean nothing.

@@ -15,6 +15,7 @@ use super::{assert_one_row, bound, rows_to_decode, rows_to_encode};
 use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Values};
 
 pub use codebook::CLASSES;
+pub(super) use row::gain;
 pub(crate) use row::GAIN_LEN;
 
 /// Steps beyond this are refused: the largest of a class of 1 bit in a row of 2^20 features of which one is not zero.
@@ -220,7 +221,7 @@ impl Codec for Rd {
     fn error_bound(&self, rank: usize, row: &[f32], bound: &mut [f32]) {
         assert_one_row(self, row, bound);
         let layout = self.own_rank(rank);
-        let gain = row::gain(row).to_f32();
+        let gain = gain(row).to_f32();
         bound
             .iter_mut()
             .zip(row)

@@ -41,7 +41,7 @@ pub const fn row_len(counts: &[usize; SENT.len()]) -> usize {
 
 /// Root mean square of a row, as sent. NaN and infinity do not count; zero when below the smallest normal f32.
 #[inline]
-pub fn gain<T: Element>(values: &[T]) -> bf16 {
+pub(in crate::codec) fn gain<T: Element>(values: &[T]) -> bf16 {
     let energy: f64 = values
         .iter()
         .map(|x| x.to_f32())
