@@ -8,7 +8,7 @@
 //! | [`NoCodec`] | E raw elements | 8192 (BF16), 16384 (F32) | 16, 32 |
 //! | [`Paper`], k = 64 | E - k codes of 4 bits, k BF16 | 2016 + 128 = 2144 | 4.1875 |
 //! | [`Dynamic`] | E codes of 4 bits, E / 32 BF16 scales | 2048 + 256 = 2304 | 4.5 |
-//! | [`Dynamic8`] | E codes of 8 bits, E / 32 BF16 scales; for sums, not chosen by users | 4096 + 256 = 4352 | 8.5 |
+//! | [`Dynamic::wide`] | E codes of 8 bits, E / 32 BF16 scales; for sums, not chosen by users | 4096 + 256 = 4352 | 8.5 |
 //!
 //! Numbers are little endian; of two 4-bit codes the first is the low nibble. `scalar.rs` is the specification of every
 //! bit; `simd/` follows it exactly, so ranks with different processors end with the same sums. Nothing here passes
@@ -16,16 +16,15 @@
 
 mod bound;
 mod dynamic;
-mod dynamic8;
 mod none;
 mod paper;
+mod rows;
 mod scalar;
 mod simd;
 mod split;
 mod values;
 
 pub use dynamic::Dynamic;
-pub use dynamic8::Dynamic8;
 pub use none::NoCodec;
 pub use paper::{Paper, PaperTables, PaperTablesError};
 pub use simd::Level;
@@ -153,6 +152,11 @@ impl CodecKind {
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
+}
+
+/// Rounds each value to nearest even, as `bf16::from_f32` does; NaN stays NaN. Both slices have one length.
+pub fn round_to_bf16(values: &[f32], rounded: &mut [half::bf16]) {
+    Level::best().round_to_bf16(values, rounded);
 }
 
 /// Rows in `elements`.

@@ -1,7 +1,7 @@
 //! Sites, tensors and round trips for the codec tests.
 
 use half::{bf16, f16};
-use mistralrs_tpq::codec::{Codec, Dtype, Dynamic, Dynamic8, EncodeStats, Level, NoCodec, Paper, PaperTables, Values};
+use mistralrs_tpq::codec::{Codec, Dtype, Dynamic, EncodeStats, Level, NoCodec, Paper, PaperTables, Values};
 use proptest::prelude::*;
 
 /// One reduce site: some rows, and a calibration for them.
@@ -31,7 +31,7 @@ impl Site {
             Box::new(NoCodec::new(self.features())),
             Box::new(self.paper(level)),
             Box::new(Dynamic::new(self.features()).with_level(level)),
-            Box::new(Dynamic8::new(self.features()).with_level(level)),
+            Box::new(Dynamic::wide(self.features()).with_level(level)),
         ]
     }
 
