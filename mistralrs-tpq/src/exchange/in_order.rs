@@ -17,6 +17,25 @@ pub(super) struct Term<'a> {
     pub(super) own: Option<&'a [u8]>,
 }
 
+impl<'a> Term<'a> {
+    pub(super) const fn received(codec: &'a dyn Codec, rank: usize) -> Self {
+        Self { rank, codec, own: None }
+    }
+
+    pub(super) const fn own(codec: &'a dyn Codec, rank: usize, payload: &'a [u8]) -> Self {
+        let own = Some(payload);
+        Self { rank, codec, own }
+    }
+
+    /// The payloads of all ranks, `own` of `rank` among them.
+    pub(super) fn of_all(codec: &'a dyn Codec, rank: usize, own: &'a [u8]) -> [Self; MAX_RANKS] {
+        std::array::from_fn(|from| match from == rank {
+            true => Self::own(codec, rank, own),
+            false => Self::received(codec, from),
+        })
+    }
+}
+
 /// Which rank's payload does not decode.
 pub(super) type BadPayload = (usize, CodecError);
 
@@ -42,6 +61,13 @@ impl<'a> InOrder<'a> {
             sum,
             done: [0; MAX_RANKS],
         }
+    }
+
+    /// Who sends a term, and how many bytes it has.
+    pub(super) fn incoming(&self) -> impl Iterator<Item = (usize, usize)> + Clone + 'a {
+        let (rows, dtype) = (self.rows, self.dtype);
+        let received = self.terms.iter().filter(|term| term.own.is_none());
+        received.map(move |term| (term.rank, term.codec.payload_len(rows, dtype)))
     }
 
     /// Decodes what it can of the first bytes of `from`'s payload.
