@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use serde::Serialize;
 
 use super::Comparison;
-use crate::engine::{Command, Driver, ModelOptions, Node, RankReport, Reply, SequenceLogits};
+use crate::engine::{gathered_reports, Command, Driver, ModelOptions, Node, RankReport, SequenceLogits};
 
 #[derive(Debug, Clone)]
 pub struct EvalOptions {
@@ -138,13 +138,7 @@ fn reports(node: &Node, logits: usize) -> Result<Vec<RankReport>> {
         choice: Node::CONFIGURED,
         logits,
     })?;
-    replies
-        .into_iter()
-        .map(|reply| match reply {
-            Reply::Report(report) => Ok(*report),
-            Reply::Layers(_) => bail!("a rank answered with its layers instead of its report"),
-        })
-        .collect()
+    gathered_reports(replies)
 }
 
 fn fill_from_reports(result: &mut EvalResult, reports: &[RankReport]) -> Result<()> {
