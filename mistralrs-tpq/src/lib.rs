@@ -52,8 +52,9 @@
 //!  exchange  ·················· one_shot, two_shot, ring, doubling, lossless ··················
 //! ```
 //!
-//! Beside it: `config` and `manifest` say what to do, `calibrate` makes manifests, `eval` measures quality, `bench` speed, `report` and
-//! `cli` show it, `serve` is the HTTP server; `checkpoint` writes models with random weights to try all that on.
+//! Beside it: `cuda` has the codec's kernels for GPUs, `config` and `manifest` say what to do, `calibrate` makes manifests,
+//! `eval` measures quality, `bench` speed, `report` and `cli` show it, `serve` is the HTTP server; `checkpoint` writes models
+//! with random weights to try all that on.
 
 pub mod command;
 #[cfg(feature = "engine")]
@@ -66,6 +67,8 @@ pub mod wire;
 pub mod transport;
 
 pub mod exchange;
+
+pub mod cuda;
 
 pub mod config;
 pub mod manifest;

@@ -28,6 +28,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Run the tests: the fast ones without the engine first, then everything
     Test(TestArgs),
+    /// Compile the CUDA kernels for sm_80, sm_86, sm_89 and sm_90 without a GPU; report registers and spills
+    CudaCheck,
     /// Format, lints, docs, tests and the demo: what must pass before a change lands
     Ci,
 }

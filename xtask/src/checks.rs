@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::{bail, ensure, Context, Result};
 
 use crate::args::TestArgs;
+use crate::cuda_check;
 use crate::setup;
 use crate::workspace::Workspace;
 
@@ -51,6 +52,7 @@ pub fn ci(workspace: &Workspace) -> Result<ExitCode> {
     let deny = [("RUSTDOCFLAGS", "-D warnings")];
     run.step_with("doc", &[&["doc"], &CRATE[..], &RELEASE, &["--no-deps"]], &deny)?;
     run.step_with("doc (xtask)", &[&["doc"], &XTASK[..], &["--no-deps"]], &deny)?;
+    run.timed("cuda-check", || cuda_check::check(workspace))?;
     run.tests(false)?;
     run.demo()?;
     run.summary();

@@ -4,6 +4,7 @@
 //! setup   published engine crates (or a checkout) + patches/<version>/*.patch -> engine/
 //! build   setup, then target/release/{tpq,mistralrs-server}
 //! demo    build, calibrate, evaluate, serve and stream on local ranks, one table
+//! cuda-check  the CUDA kernels for each architecture, without a GPU
 //! test    the engine-free tests first, then everything
 //! ci      what must pass before a change lands
 //! ```
@@ -12,6 +13,7 @@
 pub mod args;
 pub mod build;
 pub mod checks;
+pub mod cuda_check;
 pub mod demo;
 pub mod setup;
 pub mod steps;

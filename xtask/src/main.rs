@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use xtask::args::{Args, Command};
 use xtask::workspace::Workspace;
-use xtask::{build, checks, demo, setup};
+use xtask::{build, checks, cuda_check, demo, setup};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Command::Build => build::run(&workspace),
         Command::Demo(options) => demo::run(&workspace, options),
         Command::Test(options) => checks::test(&workspace, options),
+        Command::CudaCheck => cuda_check::run(&workspace),
         Command::Ci => checks::ci(&workspace),
     };
     match result {

@@ -109,7 +109,7 @@ impl PaperTables {
         &self.outliers
     }
 
-    fn rank(&self, rank: usize) -> Option<PaperRow<'_>> {
+    pub(crate) fn rank(&self, rank: usize) -> Option<PaperRow<'_>> {
         self.ranks.get(rank).map(|table| PaperRow {
             steps: &table.steps,
             inv_steps: &table.inv_steps,

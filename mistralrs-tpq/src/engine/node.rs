@@ -317,12 +317,12 @@ impl Node {
             }
             Command::Shutdown => {
                 // Rank 0 leaves first, once every rank has said that it knows: a rank that left while others are still
-                // being told would look lost to them.
+                // being told would look lost to them. Its engine may have sent a last step behind the command.
                 let group = self.group()?;
                 let _ = group.transport.send_message(0, &[]);
-                let _ = group
-                    .transport
-                    .recv_message(0, Patience::Total(self.plan.links.timeout));
+                let deadline = Instant::now() + self.plan.links.timeout;
+                let left = || Patience::Total(deadline.saturating_duration_since(Instant::now()));
+                while group.transport.recv_message(0, left()).is_ok() {}
                 return Err(GroupEnded.into());
             }
         }

@@ -15,7 +15,6 @@ const SEQUENCES: usize = 120;
 const RANKS: usize = 2;
 
 #[test]
-#[ignore = "not run since its last correction"]
 fn a_calibration_repeats_to_the_byte_and_goes_on_after_a_kill() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
@@ -72,6 +71,7 @@ fn calibrate(folder: &Path, model: &Path, out: &Path) -> Command {
 
 fn result(command: Command) -> Value {
     let finished = succeed(command, LIMIT);
+    assert!(!finished.stderr.contains(" WARN "), "{}", finished.stderr);
     serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {}", finished.stdout))
 }
 

@@ -1,0 +1,71 @@
+// What a launch is told. src/cuda/args.rs has the same structures; tests/cuda checks their sizes against these.
+#pragma once
+
+#include <cstdint>
+
+namespace tpq {
+
+constexpr uint32_t MAX_RANKS = 64;
+// Consecutive features that one thread handles at a time: 16 bytes of a 16-bit dtype, 4 bytes of codes.
+constexpr uint32_t CHUNK = 8;
+// Bit of Table::source: the rest is the index of an outlier, not a slot.
+constexpr uint32_t OUTLIER = 0x80000000u;
+
+// Before each payload, 16 bytes, so that a payload is aligned as its slot is.
+struct Header {
+    uint32_t nonfinite;
+    uint32_t clipped;
+    uint32_t reserved[2];
+};
+
+// Written by kernels, read by the host whenever it likes.
+struct Status {
+    uint64_t clipped;
+    uint64_t nonfinite;
+    // Ranks (bit r for rank r) whose partial sum had NaN or infinity, and whose payload no encoder sends.
+    uint64_t nonfinite_ranks;
+    uint64_t malformed_ranks;
+};
+
+// Calibration of one site for `paper`; all zero for the other codecs. Rows of `steps` and `inv_steps` are `stride`
+// floats apart, a multiple of CHUNK, and padded with zeros.
+struct Table {
+    const float *steps;
+    const float *inv_steps;
+    // Of each feature: the slot with its code, or OUTLIER | index.
+    const uint32_t *source;
+    // Of each slot: the feature whose code it holds.
+    const uint32_t *slot_feature;
+    const uint32_t *outliers;
+    // Bit j of byte c: feature 8 c + j is not in the slot of its own index; the same for slots.
+    const uint8_t *patched_features;
+    const uint8_t *patched_slots;
+    uint32_t stride;
+    uint32_t slots;
+    uint32_t outlier_count;
+    uint32_t reserved;
+};
+
+// One launch of encode, decode_accumulate or reduce_requantize. Each reads the fields it needs.
+struct Call {
+    Table from; // codec of the payloads that are read
+    Table to;   // codec of the payload that is written
+    const void *values;
+    void *output;
+    const void *bias;     // features, or null
+    const void *residual; // as output, or null
+    uint8_t *payload;     // after its header
+    Status *status;
+    Header *reset; // header of this rank's next payload, zeroed once its last one has been sent; or null
+    const uint8_t *payloads[MAX_RANKS];
+    uint32_t tokens;
+    uint32_t features;
+    uint32_t values_stride; // elements between rows of values, output and residual
+    uint32_t from_row_len;
+    uint32_t to_row_len;
+    uint32_t ranks;
+    uint32_t to_rank; // row of `to`
+    uint32_t reserved;
+};
+
+} // namespace tpq

@@ -1,0 +1,210 @@
+// encode, decode_accumulate and reduce_requantize.
+//
+// Grid: x covers the chunks of a row, one thread each; y strides over the tokens. A thread keeps its column, so a site's
+// tables stay in the first-level cache. A warp reads 512 consecutive bytes of 16-bit elements and writes 128 of codes.
+//
+// | kernel | reads | writes | bit-equal to |
+// |---|---|---|---|
+// | tpq_encode_* | values, in place: outliers too | payload, header counts | Codec::encode |
+// | tpq_decode_* | `ranks` payloads, in rank order | sum (+ bias) (+ residual) | Codec::decode_accumulate, one rounding |
+// | tpq_requantize_* | `ranks` payloads | payload of the f32 sum | both, without a rounding between them |
+//
+// Bias and residual are added as the layers after an all-reduce do it: in f32, rounded to the dtype after each.
+// A rank that reports NaN or infinity makes the output NaN, except with `none`, which carries them.
+
+#include "codecs.cuh"
+
+namespace tpq {
+
+constexpr uint32_t THREADS = 128;
+
+template <class T> struct ValueRows {
+    const Call &call;
+
+    TPQ_DEVICE const T *row(uint32_t token) const {
+        return static_cast<const T *>(call.values) + static_cast<size_t>(token) * call.values_stride;
+    }
+    TPQ_DEVICE void chunk(uint32_t token, uint32_t c, uint32_t count, float (&x)[CHUNK]) const {
+        load_chunk(row(token) + c * CHUNK, count, x);
+    }
+    TPQ_DEVICE float one(uint32_t token, uint32_t feature) const { return to_float(row(token)[feature]); }
+};
+
+// The sum over the ranks' payloads.
+template <class Codec> struct Sums {
+    const Call &call;
+
+    TPQ_DEVICE const uint8_t *row(uint32_t rank, uint32_t token) const {
+        return call.payloads[rank] + static_cast<size_t>(token) * call.from_row_len;
+    }
+    TPQ_DEVICE void malformed(uint32_t rank) const { mark(&call.status->malformed_ranks, uint64_t{1} << rank); }
+
+    TPQ_DEVICE void chunk(uint32_t token, uint32_t c, uint32_t count, float (&sum)[CHUNK]) const {
+        for (uint32_t j = 0; j < CHUNK; ++j) {
+            sum[j] = 0.0f;
+        }
+        for (uint32_t rank = 0; rank < call.ranks; ++rank) {
+            if (!Codec::add_chunk(call.from, rank, row(rank, token), c, count, call.features, sum)) {
+                malformed(rank);
+            }
+        }
+    }
+    TPQ_DEVICE float one(uint32_t token, uint32_t feature) const {
+        float sum = 0.0f;
+        for (uint32_t rank = 0; rank < call.ranks; ++rank) {
+            if (!Codec::add_one(call.from, rank, row(rank, token), feature, sum)) {
+                malformed(rank);
+            }
+        }
+        return sum;
+    }
+};
+
+// Counts of all threads, added to the header of the payload and to the totals: rarely anything to add.
+TPQ_DEVICE void report(const Call &call, Seen seen, uint32_t lane) {
+    for (uint32_t lanes = 16; lanes > 0; lanes /= 2) {
+        seen.clipped += shuffle_xor(seen.clipped, lanes);
+        seen.nonfinite += shuffle_xor(seen.nonfinite, lanes);
+    }
+    Header *header = reinterpret_cast<Header *>(call.payload) - 1;
+    if (lane == 0 && seen.clipped > 0) {
+        count(&header->clipped, seen.clipped);
+        count(&call.status->clipped, static_cast<uint64_t>(seen.clipped));
+    }
+    if (lane == 0 && seen.nonfinite > 0) {
+        count(&header->nonfinite, seen.nonfinite);
+        count(&call.status->nonfinite, static_cast<uint64_t>(seen.nonfinite));
+    }
+}
+
+template <class Codec, class Source>
+TPQ_DEVICE void encode(const Call &call, const Source &source, uint32_t unit, uint32_t first_token, uint32_t stride) {
+    Seen seen;
+    for (uint32_t token = first_token; token < call.tokens; token += stride) {
+        uint8_t *row = call.payload + static_cast<size_t>(token) * call.to_row_len;
+        Codec::write(call.to, call.to_rank, source, token, unit, call.features, row, seen);
+    }
+    report(call, seen, unit % 32);
+}
+
+// `none`: the payload is the values; only the count is missing.
+template <class T>
+TPQ_DEVICE void copy(const Call &call, uint32_t unit, uint32_t first_token, uint32_t stride) {
+    Seen seen;
+    const uint32_t count = in_chunk(unit, call.features);
+    for (uint32_t token = first_token; token < call.tokens; token += stride) {
+        float x[CHUNK];
+        const T *from = ValueRows<T>{call}.row(token) + unit * CHUNK;
+        T *to = reinterpret_cast<T *>(call.payload + static_cast<size_t>(token) * call.to_row_len) + unit * CHUNK;
+        load_chunk(from, count, x);
+        for (uint32_t j = 0; j < CHUNK; ++j) {
+            seen.nonfinite += is_finite(x[j]) ? 0 : 1;
+        }
+        if (count == CHUNK && aligned(from, 16) && aligned(to, 16)) {
+            for (uint32_t i = 0; i < CHUNK * sizeof(T) / 16; ++i) {
+                reinterpret_cast<uint4 *>(to)[i] = reinterpret_cast<const uint4 *>(from)[i];
+            }
+            continue;
+        }
+        for (uint32_t j = 0; j < count; ++j) {
+            to[j] = from[j];
+        }
+    }
+    report(call, seen, unit % 32);
+}
+
+TPQ_DEVICE uint64_t nonfinite_ranks(const Call &call) {
+    uint64_t ranks = 0;
+    for (uint32_t rank = 0; rank < call.ranks; ++rank) {
+        const Header *header = reinterpret_cast<const Header *>(call.payloads[rank]) - 1;
+        ranks |= static_cast<uint64_t>(header->nonfinite > 0 ? 1 : 0) << rank;
+    }
+    return ranks;
+}
+
+template <class T, bool LOSSLESS, class Source>
+TPQ_DEVICE void decode(const Call &call, const Source &source, uint32_t c, uint32_t first_token, uint32_t stride) {
+    const uint64_t bad = nonfinite_ranks(call);
+    if (c == 0 && first_token == 0) {
+        if (bad != 0) {
+            mark(&call.status->nonfinite_ranks, bad);
+        }
+        if (call.reset != nullptr) {
+            *call.reset = Header{};
+        }
+    }
+    const uint32_t count = in_chunk(c, call.features);
+    if (count == 0) {
+        return;
+    }
+    float bias[CHUNK] = {};
+    if (call.bias != nullptr) {
+        load_chunk(static_cast<const T *>(call.bias) + c * CHUNK, count, bias);
+    }
+    for (uint32_t token = first_token; token < call.tokens; token += stride) {
+        const size_t at = static_cast<size_t>(token) * call.values_stride + c * CHUNK;
+        float residual[CHUNK] = {};
+        if (call.residual != nullptr) {
+            load_chunk(static_cast<const T *>(call.residual) + at, count, residual);
+        }
+        float sum[CHUNK];
+        source.chunk(token, c, count, sum);
+        T rounded[CHUNK];
+        for (uint32_t j = 0; j < CHUNK; ++j) {
+            rounded[j] = round_to<T>(!LOSSLESS && bad != 0 ? from_bits(NAN_BITS) : sum[j]);
+            if (call.bias != nullptr) {
+                rounded[j] = round_to<T>(add(to_float(rounded[j]), bias[j]));
+            }
+            if (call.residual != nullptr) {
+                rounded[j] = round_to<T>(add(to_float(rounded[j]), residual[j]));
+            }
+        }
+        store_chunk(static_cast<T *>(call.output) + at, count, rounded);
+    }
+}
+
+} // namespace tpq
+
+#define TPQ_INDICES                                                                                                    \
+    const uint32_t unit = blockIdx.x * blockDim.x + threadIdx.x;                                                       \
+    const uint32_t token = blockIdx.y;                                                                                 \
+    const uint32_t stride = gridDim.y;
+
+#define TPQ_CODEC_DTYPE(codec, Codec, dtype, T)                                                                        \
+    TPQ_KERNEL(tpq::THREADS) tpq_encode_##codec##_##dtype(TPQ_CONST tpq::Call call) {                                  \
+        TPQ_INDICES                                                                                                    \
+        tpq::encode<Codec>(call, tpq::ValueRows<T>{call}, unit, token, stride);                                        \
+    }                                                                                                                  \
+    TPQ_KERNEL(tpq::THREADS) tpq_decode_##codec##_##dtype(TPQ_CONST tpq::Call call) {                                  \
+        TPQ_INDICES                                                                                                    \
+        tpq::decode<T, false>(call, tpq::Sums<Codec>{call}, unit, token, stride);                                      \
+    }
+
+#define TPQ_NONE_DTYPE(dtype, T)                                                                                       \
+    TPQ_KERNEL(tpq::THREADS) tpq_encode_none_##dtype(TPQ_CONST tpq::Call call) {                                       \
+        TPQ_INDICES                                                                                                    \
+        tpq::copy<T>(call, unit, token, stride);                                                                       \
+    }                                                                                                                  \
+    TPQ_KERNEL(tpq::THREADS) tpq_decode_none_##dtype(TPQ_CONST tpq::Call call) {                                       \
+        TPQ_INDICES                                                                                                    \
+        tpq::decode<T, true>(call, tpq::Sums<tpq::None<T>>{call}, unit, token, stride);                                \
+    }
+
+#define TPQ_REQUANTIZE(from, From, to, To)                                                                             \
+    TPQ_KERNEL(tpq::THREADS) tpq_requantize_##from##_##to(TPQ_CONST tpq::Call call) {                                  \
+        TPQ_INDICES                                                                                                    \
+        tpq::encode<To>(call, tpq::Sums<From>{call}, unit, token, stride);                                             \
+    }
+
+TPQ_CODEC_DTYPE(paper, tpq::Paper, f32, float)
+TPQ_CODEC_DTYPE(paper, tpq::Paper, bf16, tpq::Bf16)
+TPQ_CODEC_DTYPE(paper, tpq::Paper, f16, tpq::F16)
+TPQ_CODEC_DTYPE(dynamic, tpq::Dynamic, f32, float)
+TPQ_CODEC_DTYPE(dynamic, tpq::Dynamic, bf16, tpq::Bf16)
+TPQ_CODEC_DTYPE(dynamic, tpq::Dynamic, f16, tpq::F16)
+TPQ_NONE_DTYPE(f32, float)
+TPQ_NONE_DTYPE(bf16, tpq::Bf16)
+TPQ_NONE_DTYPE(f16, tpq::F16)
+TPQ_REQUANTIZE(paper, tpq::Paper, paper, tpq::Paper)
+TPQ_REQUANTIZE(paper, tpq::Paper, dynamic, tpq::Dynamic)
+TPQ_REQUANTIZE(dynamic, tpq::Dynamic, dynamic, tpq::Dynamic)

@@ -1,0 +1,84 @@
+//! What a launch is told: the structures of `kernels/args.cuh`, field by field. Pointers are device addresses.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::transport::MAX_RANKS;
+
+/// Consecutive features that one thread handles at a time.
+pub const CHUNK: usize = 8;
+/// Bit of an entry of [`PaperLayout::source`](super::PaperLayout::source): the rest is the index of an outlier.
+pub const OUTLIER: u32 = 1 << 31;
+/// Bytes before each payload.
+pub const HEADER_LEN: usize = size_of::<Header>();
+
+/// In front of a payload on the device, and sent with it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Header {
+    pub nonfinite: u32,
+    pub clipped: u32,
+    pub reserved: [u32; 2],
+}
+
+/// Written by kernels, read by the host whenever it likes. Masks have bit r for rank r.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Status {
+    /// Totals of this rank's encodes, as [`EncodeStats`](crate::codec::EncodeStats).
+    pub clipped: u64,
+    pub nonfinite: u64,
+    /// Ranks whose partial sum had NaN or infinity.
+    pub nonfinite_ranks: u64,
+    /// Ranks whose payload no encoder sends.
+    pub malformed_ranks: u64,
+}
+
+/// Addresses of a [`PaperLayout`](super::PaperLayout) on the device; zero for the other codecs.
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Table {
+    pub steps: u64,
+    pub inv_steps: u64,
+    pub source: u64,
+    pub slot_feature: u64,
+    pub outliers: u64,
+    pub patched_features: u64,
+    pub patched_slots: u64,
+    pub stride: u32,
+    pub slots: u32,
+    pub outlier_count: u32,
+    pub reserved: u32,
+}
+
+/// One launch of encode, decode_accumulate or reduce_requantize; each reads the fields it needs.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Call {
+    /// Codec of the payloads that are read.
+    pub from: Table,
+    /// Codec of the payload that is written.
+    pub to: Table,
+    pub values: u64,
+    pub output: u64,
+    /// `features` elements, or zero.
+    pub bias: u64,
+    /// As `output`, or zero.
+    pub residual: u64,
+    /// After its header.
+    pub payload: u64,
+    pub status: u64,
+    /// The header of this rank's next payload, or zero.
+    pub reset: u64,
+    /// By rank; each after its header.
+    pub payloads: [u64; MAX_RANKS],
+    pub tokens: u32,
+    pub features: u32,
+    /// Elements between rows of `values`, `output` and `residual`.
+    pub values_stride: u32,
+    pub from_row_len: u32,
+    pub to_row_len: u32,
+    pub ranks: u32,
+    /// Row of `to`.
+    pub to_rank: u32,
+    pub reserved: u32,
+}

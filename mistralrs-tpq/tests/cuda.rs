@@ -1,0 +1,280 @@
+//! The CUDA kernels, compiled for this processor from the same source and run with the same grid and blocks, against the
+//! scalar specification: bit for bit, with odd rows, single tokens, misaligned buffers, NaN, infinities and subnormals.
+//! What a device does differently from this model (scheduling, memory order, caches) is not tested here.
+
+#[path = "cuda/emulator.rs"]
+mod emulator;
+#[path = "cuda/site.rs"]
+mod site;
+
+use std::mem::offset_of;
+
+use bytemuck::Zeroable;
+use emulator::{Emulator, Pointer};
+use half::{bf16, f16};
+use mistralrs_tpq::codec::{CodecKind, Dtype};
+use mistralrs_tpq::cuda::args::{Call, Header, Status, HEADER_LEN};
+use mistralrs_tpq::cuda::{encode_units, Launch};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use site::{finite, hostile, Elements, Site};
+
+const FEATURES: [usize; 12] = [1, 2, 7, 8, 31, 33, 64, 129, 250, 1024, 1031, 2080];
+const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];
+const CODECS: [CodecKind; 3] = [CodecKind::None, CodecKind::Paper, CodecKind::Dynamic];
+
+/// A launch under construction: buffer 0 is the status.
+struct Case {
+    call: Call,
+    buffers: Vec<Vec<u8>>,
+    pointers: Vec<Pointer>,
+}
+
+impl Case {
+    fn new(tokens: usize, features: usize) -> Self {
+        let mut case = Self {
+            call: Call {
+                tokens: tokens as u32,
+                features: features as u32,
+                values_stride: features as u32,
+                ..Call::zeroed()
+            },
+            buffers: Vec::new(),
+            pointers: Vec::new(),
+        };
+        case.point(offset_of!(Call, status), vec![0; size_of::<Status>()], 0);
+        case
+    }
+
+    fn point(&mut self, field: usize, buffer: Vec<u8>, from: usize) -> usize {
+        self.pointers.push((field, self.buffers.len(), from));
+        self.buffers.push(buffer);
+        self.buffers.len() - 1
+    }
+
+    /// A payload buffer: `gap` bytes, a header, the bytes.
+    fn payload(&mut self, field: usize, gap: usize, header: Header, bytes: &[u8]) -> usize {
+        let mut buffer = vec![0; gap];
+        buffer.extend_from_slice(bytemuck::bytes_of(&header));
+        buffer.extend_from_slice(bytes);
+        self.point(field, buffer, gap + HEADER_LEN)
+    }
+
+    fn run(&mut self, emulator: &mut Emulator, launch: &Launch, rng: &mut ChaCha8Rng) {
+        emulator.run(
+            launch,
+            &self.call,
+            &mut self.buffers,
+            &self.pointers,
+            rng.random_bool(0.5),
+        );
+    }
+
+    fn status(&self) -> Status {
+        bytemuck::pod_read_unaligned(&self.buffers[0])
+    }
+
+    fn header(&self, buffer: usize) -> Header {
+        bytemuck::pod_read_unaligned(&self.buffers[buffer][..HEADER_LEN])
+    }
+}
+
+fn each_case(mut check: impl FnMut(usize, usize, &mut ChaCha8Rng)) {
+    let mut rng = ChaCha8Rng::seed_from_u64(0x7071);
+    for features in FEATURES {
+        for tokens in [1, 3] {
+            check(features, tokens, &mut rng);
+        }
+    }
+}
+
+#[test]
+fn encode_writes_the_specifications_payload_and_counts() {
+    let mut emulator = Emulator::start();
+    each_case(|features, tokens, rng| {
+        for (kind, dtype) in CODECS.into_iter().flat_map(|kind| DTYPES.map(|dtype| (kind, dtype))) {
+            let site = Site::new(kind, features, 2, rng);
+            let input = Elements::of(dtype, &hostile(rng, tokens * features));
+            let mut expected = vec![0; site.codec.payload_len(tokens, dtype)];
+            let seen = site.codec.encode(1, input.values(), &mut expected);
+
+            let mut case = Case::new(tokens, features);
+            let misaligned = dtype.size() * rng.random_range(0..2);
+            let mut bytes = vec![0; misaligned];
+            bytes.extend_from_slice(input.bytes());
+            case.point(offset_of!(Call, values), bytes, misaligned);
+            let out = case.payload(
+                offset_of!(Call, payload),
+                0,
+                Header::default(),
+                &vec![0xa5; expected.len()],
+            );
+            case.call.to = site.table(offset_of!(Call, to), &mut case.buffers, &mut case.pointers);
+            case.call.to_row_len = site.row_len(dtype) as u32;
+            case.call.to_rank = 1;
+            let units = encode_units(kind, features, site.outliers);
+            case.run(&mut emulator, &Launch::encode(kind, dtype, units, tokens), rng);
+
+            let what = format!("{kind:?} {dtype:?} {tokens} x {features}");
+            assert_eq!(case.buffers[out][HEADER_LEN..], expected, "{what}");
+            let (header, status) = (case.header(out), case.status());
+            assert_eq!(
+                (status.clipped, status.nonfinite),
+                (seen.clipped, seen.nonfinite),
+                "{what}"
+            );
+            assert_eq!(u64::from(header.clipped), seen.clipped, "{what}");
+            assert_eq!(u64::from(header.nonfinite), seen.nonfinite, "{what}");
+        }
+    });
+}
+
+/// Payloads of all ranks, at odd addresses where `dtype` and codec allow it, and the f32 sum the specification gives.
+fn payloads(case: &mut Case, site: &Site, dtype: Dtype, ranks: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let (tokens, features) = (case.call.tokens as usize, case.call.features as usize);
+    let mut sum = vec![0.0; tokens * features];
+    for rank in 0..ranks {
+        let input = Elements::of(dtype, &finite(rng, tokens * features));
+        let mut payload = vec![0; site.codec.payload_len(tokens, dtype)];
+        site.codec.encode(rank, input.values(), &mut payload);
+        site.codec.decode_accumulate(rank, &payload, dtype, &mut sum).unwrap();
+        let gap = 4 * rng.random_range(0..4);
+        case.payload(offset_of!(Call, payloads) + 8 * rank, gap, Header::default(), &payload);
+    }
+    case.call.from = site.table(offset_of!(Call, from), &mut case.buffers, &mut case.pointers);
+    case.call.from_row_len = site.row_len(dtype) as u32;
+    case.call.ranks = ranks as u32;
+    sum
+}
+
+fn same(got: &Elements, expected: &Elements, what: &str) {
+    for (i, (got, expected)) in got.to_f32().into_iter().zip(expected.to_f32()).enumerate() {
+        let equal = got.to_bits() == expected.to_bits() || (got.is_nan() && expected.is_nan());
+        assert!(equal, "{what}, element {i}: got {got:e}, expected {expected:e}");
+    }
+}
+
+fn elements(dtype: Dtype, bytes: &[u8]) -> Elements {
+    match dtype {
+        Dtype::F32 => Elements::F32(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+        Dtype::Bf16 => Elements::Bf16(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).collect()),
+        Dtype::F16 => Elements::F16(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
+    }
+}
+
+#[test]
+fn decode_gives_the_specifications_sum_with_bias_and_residual() {
+    let mut emulator = Emulator::start();
+    each_case(|features, tokens, rng| {
+        for (kind, dtype) in CODECS.into_iter().flat_map(|kind| DTYPES.map(|dtype| (kind, dtype))) {
+            let ranks = [1, 2, 4][rng.random_range(0..3)];
+            let site = Site::new(kind, features, ranks, rng);
+            let mut case = Case::new(tokens, features);
+            let sum = payloads(&mut case, &site, dtype, ranks, rng);
+            let mut expected = Elements::of(dtype, &sum);
+            let mut addend = |field, rows: usize, case: &mut Case, rng: &mut ChaCha8Rng| {
+                if rng.random_bool(0.5) {
+                    let addend = Elements::of(dtype, &finite(rng, rows * features));
+                    case.point(field, addend.bytes().to_vec(), 0);
+                    let addend = addend.to_f32();
+                    let sums = expected.to_f32();
+                    let sums: Vec<f32> = sums.iter().zip(addend.iter().cycle()).map(|(a, b)| a + b).collect();
+                    expected = Elements::of(dtype, &sums);
+                }
+            };
+            addend(offset_of!(Call, bias), 1, &mut case, rng);
+            addend(offset_of!(Call, residual), tokens, &mut case, rng);
+            let out = vec![0xa5; tokens * features * dtype.size()];
+            let out = case.point(offset_of!(Call, output), out, 0);
+            let used = Header {
+                nonfinite: 1,
+                clipped: 2,
+                ..Header::default()
+            };
+            let reset = case.point(offset_of!(Call, reset), bytemuck::bytes_of(&used).to_vec(), 0);
+            case.run(&mut emulator, &Launch::decode(kind, dtype, features, tokens), rng);
+
+            let what = format!("{kind:?} {dtype:?} {tokens} x {features}, {ranks} ranks");
+            same(&elements(dtype, &case.buffers[out]), &expected, &what);
+            assert_eq!(case.header(reset), Header::default(), "{what}");
+            assert_eq!(case.status(), Status::default(), "{what}");
+        }
+    });
+}
+
+#[test]
+fn requantize_is_the_sum_and_then_the_encoder_without_a_rounding_between() {
+    let mut emulator = Emulator::start();
+    each_case(|features, tokens, rng| {
+        let (paper, dynamic) = (CodecKind::Paper, CodecKind::Dynamic);
+        for (from, to) in [(paper, paper), (paper, dynamic), (dynamic, dynamic)] {
+            let ranks = [2, 3][rng.random_range(0..2)];
+            let (site, second) = (
+                Site::new(from, features, ranks, rng),
+                Site::new(to, features, ranks, rng),
+            );
+            let mut case = Case::new(tokens, features);
+            let sum = payloads(&mut case, &site, Dtype::Bf16, ranks, rng);
+            let mut expected = vec![0; second.codec.payload_len(tokens, Dtype::F32)];
+            let sum = Elements::F32(sum);
+            let seen = second.codec.encode(1, sum.values(), &mut expected);
+            let out = case.payload(
+                offset_of!(Call, payload),
+                0,
+                Header::default(),
+                &vec![0xa5; expected.len()],
+            );
+            case.call.to = second.table(offset_of!(Call, to), &mut case.buffers, &mut case.pointers);
+            case.call.to_row_len = second.row_len(Dtype::F32) as u32;
+            case.call.to_rank = 1;
+            let units = encode_units(to, features, second.outliers);
+            case.run(&mut emulator, &Launch::requantize(from, to, units, tokens), rng);
+
+            let what = format!("{from:?} to {to:?}, {tokens} x {features}, {ranks} ranks");
+            assert_eq!(case.buffers[out][HEADER_LEN..], expected, "{what}");
+            let header = case.header(out);
+            assert_eq!(u64::from(header.clipped), seen.clipped, "{what}");
+            assert_eq!(u64::from(header.nonfinite), seen.nonfinite, "{what}");
+        }
+    });
+}
+
+#[test]
+fn a_rank_that_reports_nan_makes_every_output_nan_and_is_named() {
+    let mut emulator = Emulator::start();
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let (tokens, features) = (2, 37);
+    let site = Site::new(CodecKind::Paper, features, 3, &mut rng);
+    let mut case = Case::new(tokens, features);
+    payloads(&mut case, &site, Dtype::F32, 3, &mut rng);
+    // Buffers 1 to 3 are the payloads; the header ends where the pointer points to.
+    let (_, buffer, at) = case.pointers[3];
+    case.buffers[buffer][at - HEADER_LEN..][..4].copy_from_slice(&1u32.to_le_bytes());
+    let out = case.point(offset_of!(Call, output), vec![0; tokens * features * 4], 0);
+    let launch = Launch::decode(CodecKind::Paper, Dtype::F32, features, tokens);
+    case.run(&mut emulator, &launch, &mut rng);
+    assert_eq!(case.status().nonfinite_ranks, 0b100);
+    let sums = elements(Dtype::F32, &case.buffers[out]).to_f32();
+    assert!(sums.iter().all(|x| x.is_nan()));
+}
+
+#[test]
+fn payloads_that_no_encoder_sends_are_reported_by_rank() {
+    let mut emulator = Emulator::start();
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    // The last two bytes of a row are the last outlier of `paper`, the last scale of `dynamic`.
+    for kind in [CodecKind::Paper, CodecKind::Dynamic] {
+        let features = 65;
+        let site = std::iter::repeat_with(|| Site::new(kind, features, 2, &mut rng))
+            .find(|site| site.outliers > 0 || kind == CodecKind::Dynamic)
+            .unwrap();
+        let mut case = Case::new(1, features);
+        payloads(&mut case, &site, Dtype::Bf16, 2, &mut rng);
+        let buffer = &mut case.buffers[2];
+        let end = buffer.len();
+        buffer[end - 2..].copy_from_slice(&0x7f80u16.to_le_bytes());
+        case.point(offset_of!(Call, output), vec![0; features * 2], 0);
+        case.run(&mut emulator, &Launch::decode(kind, Dtype::Bf16, features, 1), &mut rng);
+        assert_eq!(case.status().malformed_ranks, 0b10, "{kind:?}");
+    }
+}

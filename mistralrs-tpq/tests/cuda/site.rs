@@ -1,0 +1,162 @@
+//! One reduce site in the tests: a codec, the same codec's device tables, and inputs that hurt.
+
+use std::mem::offset_of;
+
+use half::{bf16, f16};
+use mistralrs_tpq::codec::{Codec, CodecKind, Dtype, Dynamic, NoCodec, Paper, PaperTables, Values};
+use mistralrs_tpq::cuda::args::Table;
+use mistralrs_tpq::cuda::PaperLayout;
+use rand::seq::index::sample;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::emulator::Pointer;
+
+pub struct Site {
+    pub codec: Box<dyn Codec>,
+    pub outliers: usize,
+    layout: Option<PaperLayout>,
+}
+
+impl Site {
+    pub fn new(kind: CodecKind, features: usize, ranks: usize, rng: &mut ChaCha8Rng) -> Self {
+        let mut site = Self {
+            codec: Box::new(Dynamic::new(features)),
+            outliers: 0,
+            layout: None,
+        };
+        match kind {
+            CodecKind::None => site.codec = Box::new(NoCodec::new(features)),
+            CodecKind::Dynamic => {}
+            _ => {
+                site.outliers = rng.random_range(0..=features.min(features / 16 + 2));
+                let mut outliers: Vec<u32> = sample(rng, features, site.outliers).iter().map(|o| o as u32).collect();
+                outliers.sort_unstable();
+                let range = |rng: &mut ChaCha8Rng| match rng.random_range(0..10) {
+                    0 => 0.0,
+                    1 => 1e-38,
+                    _ => rng.random_range(0.01f32..4.0),
+                };
+                let ranges = (0..ranks)
+                    .map(|_| (0..features).map(|_| range(rng)).collect())
+                    .collect();
+                let tables = PaperTables::new(ranges, outliers).unwrap();
+                site.layout = Some(PaperLayout::new(&tables));
+                site.codec = Box::new(Paper::new(tables));
+            }
+        }
+        site
+    }
+
+    pub fn row_len(&self, dtype: Dtype) -> usize {
+        self.codec.payload_len(1, dtype)
+    }
+
+    /// The table whose field `at` of a call this is: its numbers, its buffers, and where they are to be written.
+    pub fn table(&self, at: usize, buffers: &mut Vec<Vec<u8>>, pointers: &mut Vec<Pointer>) -> Table {
+        let Some(layout) = &self.layout else {
+            return Table::default();
+        };
+        let parts: [(usize, &[u8]); 7] = [
+            (offset_of!(Table, steps), bytemuck::cast_slice(&layout.steps)),
+            (offset_of!(Table, inv_steps), bytemuck::cast_slice(&layout.inv_steps)),
+            (offset_of!(Table, source), bytemuck::cast_slice(&layout.source)),
+            (
+                offset_of!(Table, slot_feature),
+                bytemuck::cast_slice(&layout.slot_feature),
+            ),
+            (offset_of!(Table, outliers), bytemuck::cast_slice(&layout.outliers)),
+            (offset_of!(Table, patched_features), &layout.patched_features),
+            (offset_of!(Table, patched_slots), &layout.patched_slots),
+        ];
+        for (field, bytes) in parts {
+            pointers.push((at + field, buffers.len(), 0));
+            buffers.push(bytes.to_vec());
+        }
+        Table {
+            stride: layout.stride as u32,
+            slots: layout.slots() as u32,
+            outlier_count: layout.outliers.len() as u32,
+            ..Table::default()
+        }
+    }
+}
+
+/// Elements of one dtype, as the three kinds of slices need them.
+#[derive(Clone)]
+pub enum Elements {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+}
+
+impl Elements {
+    pub fn of(dtype: Dtype, values: &[f32]) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32(values.to_vec()),
+            Dtype::Bf16 => Self::Bf16(values.iter().map(|x| bf16::from_f32(*x)).collect()),
+            Dtype::F16 => Self::F16(values.iter().map(|x| f16::from_f32(*x)).collect()),
+        }
+    }
+
+    pub fn values(&self) -> Values<'_> {
+        match self {
+            Self::F32(v) => Values::F32(v),
+            Self::Bf16(v) => Values::Bf16(v),
+            Self::F16(v) => Values::F16(v),
+        }
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::F32(v) => bytemuck::cast_slice(v),
+            Self::Bf16(v) => bytemuck::cast_slice(v),
+            Self::F16(v) => bytemuck::cast_slice(v),
+        }
+    }
+
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::F32(v) => v.clone(),
+            Self::Bf16(v) => v.iter().map(|x| x.to_f32()).collect(),
+            Self::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+}
+
+/// Finite values of all sizes, ties between codes among them.
+pub fn finite(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
+    let extremes = [
+        0.0,
+        -0.0,
+        1e-45,
+        -1e-40,
+        6e-8,
+        65504.0,
+        -3.0e38,
+        3.4e38,
+        1e30,
+        f32::MIN_POSITIVE,
+    ];
+    (0..count)
+        .map(|_| match rng.random_range(0..16) {
+            0 => extremes[rng.random_range(0..extremes.len())],
+            1 => rng.random_range(-16i32..16) as f32 * 0.25,
+            _ => rng.random_range(-4.0f32..4.0),
+        })
+        .collect()
+}
+
+/// As [`finite`], a few of them NaN or infinite.
+pub fn hostile(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
+    let mut values = finite(rng, count);
+    for x in &mut values {
+        match rng.random_range(0..20) {
+            0 => *x = f32::NAN,
+            1 => *x = f32::INFINITY,
+            2 => *x = f32::NEG_INFINITY,
+            _ => {}
+        }
+    }
+    values
+}
