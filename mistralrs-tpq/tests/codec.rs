@@ -7,6 +7,8 @@ mod dynamic;
 mod golden;
 #[path = "codec/paper.rs"]
 mod paper_codec;
+#[path = "codec/rd.rs"]
+mod rd_codec;
 #[path = "codec/support.rs"]
 mod support;
 
@@ -263,5 +265,5 @@ fn kinds_are_found_by_name_and_tag() {
         assert_eq!(CodecKind::from_tag(kind.tag()), Some(kind));
     }
     assert_eq!((CodecKind::from_name("Paper"), CodecKind::from_tag(3)), (None, None));
-    assert_eq!(CodecKind::ALL.map(CodecKind::tag), [0, 1, 2]);
+    assert_eq!(CodecKind::ALL.map(CodecKind::tag), [0, 1, 2, 4]);
 }

@@ -46,7 +46,7 @@ fn every_file_in_configs_loads() {
         }
     }
     seen.sort();
-    assert_eq!(seen, ["dynamic.yaml", "none.yaml", "paper.yaml", "tpq.yaml"]);
+    assert_eq!(seen, ["dynamic.yaml", "none.yaml", "paper.yaml", "rd.yaml", "tpq.yaml"]);
 }
 
 #[test]
@@ -214,15 +214,50 @@ fn deep_nesting_and_alias_bombs_are_errors() {
 fn a_codec_without_kind_or_with_an_unknown_one_is_refused() {
     let missing = error("version: 1\n");
     assert!(
-        missing.contains("`codec.kind` is missing: choose none, paper"),
+        missing.contains("`codec.kind` is missing: choose none, rd or paper"),
         "{missing}"
     );
     assert_eq!(
         error("version: 1\ncodec:\n  kind: papr\n"),
-        "conf/tpq.yaml:3: `codec.kind` is `papr`, expected one of none, paper, dynamic (did you mean `paper`?)"
+        "conf/tpq.yaml:3: `codec.kind` is `papr`, expected one of none, paper, dynamic, rd (did you mean `paper`?)"
     );
     assert!(error("version: 1\ncodec: {kind: 4}\n").contains("`codec.kind` is 4, expected one of"));
     assert!(error("version: 1\ncodec: paper\n").contains("`codec` is `paper`, expected keys: kind, manifest"));
+}
+
+#[test]
+fn rd_takes_a_budget_that_is_part_of_the_policy() {
+    let rd = |bits: &str| parse(&format!("version: 1\ncodec: {{kind: rd, manifest: m.yaml{bits}}}\n"));
+    let manifest = || PathBuf::from("conf/m.yaml");
+    assert_eq!(
+        rd("").codec,
+        CodecPlan::Rd {
+            manifest: manifest(),
+            bits: 4.1875
+        }
+    );
+    assert_eq!(
+        rd(", bits: 3").codec,
+        CodecPlan::Rd {
+            manifest: manifest(),
+            bits: 3.0
+        }
+    );
+    assert_ne!(rd("").policy_digest(), rd(", bits: 3").policy_digest());
+    for bits in ["0.4", "17", "many"] {
+        let message = error(&format!(
+            "version: 1\ncodec: {{kind: rd, manifest: m.yaml, bits: {bits}}}\n"
+        ));
+        assert!(
+            message.contains("`codec.bits` is") && message.contains("from 0.5 to 16"),
+            "{message}"
+        );
+    }
+    let message = error("version: 1\ncodec: {kind: rd}\n");
+    assert!(
+        message.contains("`codec.manifest` is missing") && message.contains("`tpq calibrate`"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -587,7 +622,7 @@ fn the_policy_digest_covers_what_ranks_must_agree_on_and_nothing_else() {
     let distinct: std::collections::BTreeSet<_> = all.iter().collect();
     assert_eq!(distinct.len(), all.len());
     // Pinned: ranks of different builds compare it.
-    assert_eq!(base.short(), "678947a3");
+    assert_eq!(base.short(), "b1fd4257");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Manifests on disk: round trips, edits by hand, and every kind of damage.
 
+use mistralrs_tpq::calibrate::Curve;
 use mistralrs_tpq::codec::Dtype;
 use mistralrs_tpq::manifest::{Digest, Expected, Header, Layer, Manifest, ManifestError};
 use proptest::prelude::*;
@@ -29,6 +30,48 @@ fn manifest() -> Manifest {
         layer("model.layers.0.mlp.down_proj"),
     ];
     Manifest::new(header(), layers).unwrap()
+}
+
+fn curves() -> Vec<Curve> {
+    let curve = |i: u8| Curve {
+        error: std::array::from_fn(|class| f32::from(i) / (class + 1) as f32),
+        step: std::array::from_fn(|class| f32::from(i) + class as f32),
+    };
+    (0..16).map(curve).collect()
+}
+
+#[test]
+fn curves_round_trip_and_damage_to_them_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let layers = vec![layer("a.b").with_curves(curves()).unwrap()];
+    let with = Manifest::new(header(), layers).unwrap();
+    let path = with.write(folder.path()).unwrap();
+    let read = Manifest::load(&path).unwrap();
+    assert_eq!(read, with);
+    assert_eq!(read.layers()[0].curves(), curves());
+    let without = Manifest::new(header(), vec![layer("a.b")]).unwrap();
+    assert_ne!(with.digest(), without.digest(), "peers compare the curves too");
+
+    let file = folder.path().join("curves.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    let error = Manifest::load(&path).unwrap_err().to_string();
+    assert!(
+        error.contains("curves.safetensors") && error.contains("SHA-256"),
+        "{error}"
+    );
+    std::fs::remove_file(&file).unwrap();
+    assert!(Manifest::load(&path).unwrap_err().to_string().contains("cannot read"));
+
+    let mut bad = curves();
+    bad[9].error[3] = f32::NAN;
+    let error = layer("a.b").with_curves(bad).unwrap_err().to_string();
+    assert!(error.starts_with("layer a.b, rank 1, feature 1:"), "{error}");
+    assert!(matches!(
+        layer("a.b").with_curves(curves()[1..].to_vec()),
+        Err(ManifestError::Shape { .. })
+    ));
 }
 
 struct OnDisk {

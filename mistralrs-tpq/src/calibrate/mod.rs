@@ -6,15 +6,19 @@
 //! ```
 //! An observer is serializable, both to resume an interrupted run and to travel to rank 0.
 
+mod allocate;
 #[cfg(feature = "engine")]
 mod corpus;
+mod curves;
 mod observe;
 #[cfg(feature = "engine")]
 mod run;
 mod select;
 
+pub use allocate::{allocate, expected_error, rd_tables};
 #[cfg(feature = "engine")]
 pub use corpus::Corpus;
+pub use curves::{Curve, GainHistogram};
 pub use observe::{ObserveError, RangeObserver};
 #[cfg(feature = "engine")]
 pub use run::{run, CalibrateOptions, Calibrated};
@@ -32,6 +36,8 @@ pub struct LayerStatistics {
     ranges: Vec<f32>,
     /// `[world_size, features]`, row-major: mean of the squares.
     second_moments: Vec<f64>,
+    /// `[world_size, features]`, row-major.
+    curves: Vec<Curve>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +107,10 @@ impl LayerStatistics {
             features: first.features(),
             ranges: observers.iter().flat_map(RangeObserver::ranges).collect(),
             second_moments: observers.iter().flat_map(RangeObserver::second_moments).collect(),
+            curves: observers
+                .iter()
+                .flat_map(|observer| observer.gains().curves())
+                .collect(),
         })
     }
 
@@ -120,7 +130,8 @@ impl LayerStatistics {
             source,
         })?;
         let sqnr = expected_sqnr_db(&self.ranges, &self.second_moments, self.features, &chosen);
-        Ok(Layer::new(&self.name, self.features, chosen, self.ranges, sqnr)?)
+        let layer = Layer::new(&self.name, self.features, chosen, self.ranges, sqnr)?;
+        Ok(layer.with_curves(self.curves)?)
     }
 }
 

@@ -9,9 +9,11 @@
 //! ```
 //! The paper does not print its factor; `calibration.ema` defaults to 0.99.
 //!
-//! It also sums squares, from which [`super::expected_sqnr_db`] estimates the quantization noise.
+//! It also counts magnitudes relative to their token's gain ([`GainHistogram`], for `rd`), and sums squares, from which [`super::expected_sqnr_db`] estimates the quantization noise.
 
 use serde::{Deserialize, Serialize};
+
+use super::GainHistogram;
 
 /// Serializes to its finished sequences: an unfinished one is dropped, so a resumed run starts at a sequence boundary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,6 +24,7 @@ pub struct RangeObserver {
     min: Vec<f32>,
     max: Vec<f32>,
     sum_squares: Vec<f64>,
+    gains: GainHistogram,
     rows: u64,
     nonfinite: u64,
 }
@@ -41,6 +44,7 @@ struct State {
     first_min: Vec<f32>,
     first_max: Vec<f32>,
     sum_squares: Vec<f64>,
+    gains: GainHistogram,
 }
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -87,6 +91,7 @@ impl RangeObserver {
             first_min: Vec::new(),
             first_max: Vec::new(),
             sum_squares: Vec::new(),
+            gains: GainHistogram::new(features),
         }))
     }
 
@@ -97,6 +102,7 @@ impl RangeObserver {
             min: vec![f32::INFINITY; features],
             max: vec![f32::NEG_INFINITY; features],
             sum_squares: vec![0.0; features],
+            gains: GainHistogram::new(features),
             rows: 0,
             nonfinite: 0,
         }
@@ -118,6 +124,7 @@ impl RangeObserver {
         }
         for row in rows.chunks_exact(features) {
             self.nonfinite += take_row(row, &mut self.min, &mut self.max, &mut self.sum_squares);
+            self.gains.observe_row(row);
             self.rows += 1;
         }
         Ok(())
@@ -147,6 +154,7 @@ impl RangeObserver {
             .iter_mut()
             .zip(&self.sum_squares)
             .for_each(|(sum, more)| *sum += more);
+        state.gains.add(&self.gains);
         state.sequences += 1;
         state.rows += self.rows;
         state.nonfinite += self.nonfinite;
@@ -159,6 +167,7 @@ impl RangeObserver {
         self.min.fill(f32::INFINITY);
         self.max.fill(f32::NEG_INFINITY);
         self.sum_squares.fill(0.0);
+        self.gains.clear();
         self.rows = 0;
         self.nonfinite = 0;
     }
@@ -198,6 +207,7 @@ impl RangeObserver {
             .iter_mut()
             .zip(&other.sum_squares)
             .for_each(|(sum, more)| *sum += more);
+        mine.gains.add(&other.gains);
         mine.sequences += other.sequences;
         mine.rows += other.rows;
         mine.nonfinite += other.nonfinite;
@@ -206,6 +216,11 @@ impl RangeObserver {
 
     pub const fn features(&self) -> usize {
         self.state.features
+    }
+
+    /// Magnitudes relative to their token's gain, of finished sequences.
+    pub const fn gains(&self) -> &GainHistogram {
+        &self.state.gains
     }
 
     /// Finished sequences.
@@ -273,6 +288,7 @@ impl TryFrom<State> for RangeObserver {
         if let Some(got) = lengths.into_iter().find(|length| *length != expected) {
             return broken(&format!("{got} values, expected {expected}"));
         }
+        state.gains.check(state.features)?;
         // Sums of finite f32 stay far inside f64, and a range has to fit f32 again.
         let in_f32 = |value: &f64| value.abs() <= f64::from(f32::MAX);
         let finite = state.min.iter().all(in_f32)

@@ -19,6 +19,18 @@ pub fn of_code(x: f32, step: f32, lowest: f32, highest: f32) -> f32 {
     round_up((step.abs() / 2.0).max(beyond) + step.abs() * SLACK_STEPS)
 }
 
+/// Error of a value sent as one of the levels of `rd`, whose highest is `highest` steps and whose inner positions are at most
+/// `inside` steps from their level. The slack covers the two products on either side of up to 128 steps, and a step whose
+/// scaled value is subnormal.
+pub fn of_level(x: f32, step: f64, highest: f32, inside: f32) -> f32 {
+    if !x.is_finite() {
+        return f32::INFINITY;
+    }
+    let beyond = f64::from(x).abs() - f64::from(highest) * step;
+    let slack = (f64::from(x).abs() + 128.0 * step) * SLACK_STEPS + f64::from(f32::MIN_POSITIVE);
+    round_up((f64::from(inside) * step).max(beyond) + slack)
+}
+
 /// Error of a value sent as BF16: half a unit in the last of 8 significant bits, `2^-8 |x|`, but at least half of the
 /// smallest subnormal, 2^-134. Saturation to the largest BF16 is within the same bound.
 pub fn of_bf16(x: f32) -> f32 {

@@ -9,6 +9,7 @@
 //! | [`Paper`], k = 64 | E - k codes of 4 bits, k BF16 | 2016 + 128 = 2144 | 4.1875 |
 //! | [`Dynamic`] | E codes of 4 bits, E / 32 BF16 scales | 2048 + 256 = 2304 | 4.5 |
 //! | [`Dynamic::wide`] | E codes of 8 bits, E / 32 BF16 scales; for sums, not chosen by users | 4096 + 256 = 4352 | 8.5 |
+//! | [`Rd`] | a BF16 gain, then by calibrated class 1 to 16 bits | as budgeted | as budgeted |
 //!
 //! Numbers are little endian; of two 4-bit codes the first is the low nibble. `scalar.rs` is the specification of every
 //! bit; `simd/` follows it exactly, so ranks with different processors end with the same sums. Nothing here passes
@@ -18,6 +19,7 @@ mod bound;
 mod dynamic;
 mod none;
 mod paper;
+pub(crate) mod rd;
 mod rows;
 mod scalar;
 mod simd;
@@ -27,6 +29,7 @@ mod values;
 pub use dynamic::Dynamic;
 pub use none::NoCodec;
 pub use paper::{Paper, PaperTables, PaperTablesError};
+pub use rd::{Rd, RdRank, RdTables, RdTablesError, CLASSES};
 pub use simd::Level;
 pub use split::{split_bounds, Split};
 pub use values::{Dtype, Values, ValuesMut};
@@ -51,7 +54,7 @@ impl std::ops::AddAssign for EncodeStats {
 
 /// A codec for one reduce site: it holds the tables of *all* ranks, so that it can encode as one and decode as any.
 pub trait Codec: std::fmt::Debug + Send + Sync {
-    /// `none`, `paper`, `dynamic`.
+    /// `none`, `paper`, `dynamic`, `rd`.
     fn name(&self) -> &'static str;
 
     /// Tag in the frame header.
@@ -71,7 +74,8 @@ pub trait Codec: std::fmt::Debug + Send + Sync {
     fn encode(&self, rank: usize, values: Values<'_>, payload: &mut [u8]) -> EncodeStats;
 
     /// Adds the dequantized rows of `rank`'s payload to `sum` (`tokens * features` f32). Called in rank order, so every
-    /// rank ends with the same bits. Each element takes one f32 multiply and one f32 add, never fused.
+    /// rank ends with the same bits. Each element takes one f32 multiply and one f32 add, never fused (`rd`: two
+    /// multiplies).
     ///
     /// # Errors
     /// A payload whose length is not `payload_len`, a rank without tables, or content no encoder produces. After
@@ -126,11 +130,12 @@ pub enum CodecKind {
     None = 0,
     Paper = 1,
     Dynamic = 2,
+    Rd = 4,
 }
 
 impl CodecKind {
     /// Every codec of this build, in tag order.
-    pub const ALL: [Self; 3] = [Self::None, Self::Paper, Self::Dynamic];
+    pub const ALL: [Self; 4] = [Self::None, Self::Paper, Self::Dynamic, Self::Rd];
 
     /// The tag on the wire. Tags are never reused.
     pub const fn tag(self) -> u8 {
@@ -142,6 +147,7 @@ impl CodecKind {
             Self::None => "none",
             Self::Paper => "paper",
             Self::Dynamic => "dynamic",
+            Self::Rd => "rd",
         }
     }
 

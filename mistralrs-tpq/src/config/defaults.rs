@@ -43,6 +43,10 @@ pub const CALIBRATION_EMA: f64 = 0.99;
 /// The paper keeps 1/64 of the features in BF16: 4 + 12/64 = 4.1875 bits a value.
 pub const OUTLIER_FRACTION: (u64, u64) = (1, 64);
 
+/// What `paper` takes with its default outliers, so that the two compare at the same cost.
+pub const RD_BITS: f64 = 4.1875;
+pub const RD_BITS_LIMITS: (f64, f64) = (0.5, 16.0);
+
 /// Above any hidden size in use (16384 in the largest dense models); bounds what a file can make us allocate.
 pub const MAX_FEATURES: usize = 1 << 20;
 

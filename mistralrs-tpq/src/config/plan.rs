@@ -24,6 +24,8 @@ pub struct Plan {
     /// Absolute, or relative to the working directory. The environment may name another one: see [`Plan::secret`].
     pub secret_file: Option<PathBuf>,
     pub codec: CodecPlan,
+    /// More codecs to switch to, with a label each: for comparisons. No file sets it.
+    pub alternatives: Vec<(String, CodecPlan)>,
     pub exchange: ExchangePlan,
     pub calibration: CalibrationPlan,
 }
@@ -55,7 +57,7 @@ pub struct Links {
     pub busy_poll: Duration,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum CodecPlan {
     /// Raw values: the lossless reference.
@@ -64,6 +66,27 @@ pub enum CodecPlan {
     Paper { manifest: PathBuf },
     /// Groups of 32 with their own scale, no calibration.
     Dynamic,
+    /// Bits by feature under an average of `bits` a value, side information included.
+    Rd { manifest: PathBuf, bits: f64 },
+}
+
+impl CodecPlan {
+    /// As in the file, and in the hello.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Paper { .. } => "paper",
+            Self::Dynamic => "dynamic",
+            Self::Rd { .. } => "rd",
+        }
+    }
+
+    pub fn manifest(&self) -> Option<&Path> {
+        match self {
+            Self::Paper { manifest } | Self::Rd { manifest, .. } => Some(manifest),
+            Self::None | Self::Dynamic => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -140,7 +163,8 @@ impl Plan {
             links: links(&group)?,
             secret_file: path(&group, "secret_file", "the path of a file with the secret", origin)?,
             group: ranks(&group)?,
-            codec: codec(&root.section("codec", &["kind", "manifest"])?, origin)?,
+            codec: codec(&root.section("codec", &["kind", "manifest", "bits"])?, origin)?,
+            alternatives: Vec::new(),
             exchange: ExchangePlan::parse(&root.section("exchange", &exchange::KEYS)?, origin)?,
             calibration: calibration(
                 &root.section("calibration", &["sequences", "tokens", "ema", "outliers", "seed"])?,
@@ -151,13 +175,16 @@ impl Plan {
     /// SHA-256 over all that ranks must agree on besides the manifest's content: codec and exchange policy, not rank,
     /// addresses, timeouts or calibration. Equal digests mean equal decisions.
     pub fn policy_digest(&self) -> Digest {
-        let codec = match &self.codec {
-            CodecPlan::None => "none",
-            // Not the path: each host may keep its copy elsewhere, and the manifest has a digest of its own.
-            CodecPlan::Paper { .. } => "paper",
-            CodecPlan::Dynamic => "dynamic",
-        };
-        let canonical = format!("tpq policy 2\ncodec={codec}\n{}", self.exchange.canonical());
+        let codec = codec_policy(&self.codec);
+        let alternatives: String = self
+            .alternatives
+            .iter()
+            .map(|(_, codec)| format!("+{}", codec_policy(codec)))
+            .collect();
+        let canonical = format!(
+            "tpq policy 3\ncodec={codec}{alternatives}\n{}",
+            self.exchange.canonical()
+        );
         Digest(Sha256::digest(canonical.as_bytes()).into())
     }
 }
@@ -317,25 +344,53 @@ fn codec(section: &Section<'_>, origin: &Path) -> Result<CodecPlan, ConfigError>
         None,
         Paper,
         Dynamic,
+        Rd,
     }
-    let kinds = [("none", Kind::None), ("paper", Kind::Paper), ("dynamic", Kind::Dynamic)];
+    let kinds = [
+        ("none", Kind::None),
+        ("paper", Kind::Paper),
+        ("dynamic", Kind::Dynamic),
+        ("rd", Kind::Rd),
+    ];
     // Read for every kind, so that a bad path is reported before someone switches back to `paper`.
     let manifest = path(section, "manifest", "the path of a manifest.yaml", origin)?;
     let kind = section.choice("kind", &kinds)?.ok_or_else(|| {
         section.missing(
             "kind",
-            "choose none, paper (needs a manifest) or dynamic (needs nothing)",
+            "choose none, rd or paper (both need a manifest), or dynamic (needs nothing)",
         )
     })?;
+    let bits = bits(section)?;
     match (kind, manifest) {
         (Kind::None, _) => Ok(CodecPlan::None),
         (Kind::Dynamic, _) => Ok(CodecPlan::Dynamic),
         (Kind::Paper, Some(manifest)) => Ok(CodecPlan::Paper { manifest }),
-        (Kind::Paper, None) => Err(section.missing(
+        (Kind::Rd, Some(manifest)) => Ok(CodecPlan::Rd { manifest, bits }),
+        (Kind::Paper | Kind::Rd, None) => Err(section.missing(
             "manifest",
-            "`kind: paper` needs the ranges of your model. Make them with `tpq calibrate` and name its manifest.yaml \
+            "this kind needs the ranges of your model. Make them with `tpq calibrate` and name its manifest.yaml \
              here, or use `kind: dynamic`, which needs none",
         )),
+    }
+}
+
+/// What ranks must agree on about a codec. Not the manifest's path: each host may keep its copy elsewhere, and the manifest
+/// has a digest of its own.
+fn codec_policy(codec: &CodecPlan) -> String {
+    match codec {
+        CodecPlan::Rd { bits, .. } => format!("rd {bits}"),
+        other => other.name().to_owned(),
+    }
+}
+
+fn bits(section: &Section<'_>) -> Result<f64, ConfigError> {
+    let (min, max) = defaults::RD_BITS_LIMITS;
+    let Some(value) = section.get("bits") else {
+        return Ok(defaults::RD_BITS);
+    };
+    match value.as_f64().filter(|bits| (min..=max).contains(bits)) {
+        Some(bits) => Ok(bits),
+        None => Err(section.wrong("bits", value, &format!("average bits a value from {min} to {max}"))),
     }
 }
 

@@ -19,10 +19,7 @@ impl CodecChoice {
     /// # Errors
     /// A manifest that cannot be read or does not hold together.
     pub fn load(label: &str, codec: CodecPlan) -> Result<Self> {
-        let manifest = match &codec {
-            CodecPlan::Paper { manifest } => Some(Manifest::load(manifest)?),
-            CodecPlan::None | CodecPlan::Dynamic => None,
-        };
+        let manifest = codec.manifest().map(Manifest::load).transpose()?;
         Ok(Self {
             label: label.to_owned(),
             codec,

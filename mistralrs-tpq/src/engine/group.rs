@@ -45,7 +45,7 @@ impl Group {
             place.rank,
             place.peers.len(),
             started.elapsed().as_secs_f64(),
-            links::codec_name(&plan.codec),
+            plan.codec.name(),
         );
         Ok(Arc::new(Self {
             communicator: Arc::new(Communicator::new(transport.clone(), links::exchange_config(plan))),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 
-use crate::config::{self, CodecPlan, Plan, Topology};
+use crate::config::{self, Plan, Topology};
 use crate::exchange::{ExchangeConfig, NonFinite};
 use crate::transport::tcp::ring::{RingConfig, RingTopology};
 use crate::transport::tcp::{MeshConfig, Secret, TcpMesh};
@@ -78,13 +78,5 @@ pub(super) fn exchange_config(plan: &Plan) -> ExchangeConfig {
         gather_bits: plan.exchange.gather_bits,
         min_bytes: plan.exchange.min_bytes,
         table: plan.exchange.table,
-    }
-}
-
-pub(super) const fn codec_name(codec: &CodecPlan) -> &'static str {
-    match codec {
-        CodecPlan::None => "none",
-        CodecPlan::Paper { .. } => "paper",
-        CodecPlan::Dynamic => "dynamic",
     }
 }

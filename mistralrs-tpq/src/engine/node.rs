@@ -12,13 +12,14 @@ use tokio::sync::mpsc::Sender;
 
 use super::choice::CodecChoice;
 use super::group::{Group, GroupSlot};
-use super::links::{self, Place};
+use super::links::Place;
 use super::step::COMMAND;
-use crate::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables};
+use crate::calibrate::rd_tables;
+use crate::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables, Rd};
 use crate::command::{Command, LayerError, LayerState, RankReport, Reply};
 use crate::config::{CodecPlan, Plan};
 use crate::exchange::{Communicator, ExchangeStats, Site};
-use crate::manifest::{Digest, Expected};
+use crate::manifest::{Digest, Expected, ManifestError};
 use crate::transport::{Patience, Timed, Transport, TransportError};
 use crate::wire::Identity;
 
@@ -71,10 +72,14 @@ impl Node {
     pub(super) fn new(plan: Plan, place: Place, rejoins: bool) -> Result<Self> {
         let configured = CodecChoice::load("configured", plan.codec.clone())?;
         let lossless = CodecChoice::load("lossless", CodecPlan::None)?;
+        let mut choices = vec![configured, lossless];
+        for (label, codec) in &plan.alternatives {
+            choices.push(CodecChoice::load(label, codec.clone())?);
+        }
         Ok(Self {
             plan,
             place,
-            choices: vec![configured, lossless],
+            choices,
             selected: AtomicUsize::new(Self::CONFIGURED),
             observing: AtomicBool::new(false),
             verifying: AtomicBool::new(false),
@@ -100,9 +105,14 @@ impl Node {
         self.place.peers.len()
     }
 
-    /// `none`, `paper` or `dynamic`, as configured.
+    /// `none`, `paper`, `dynamic` or `rd`, as configured.
     pub fn codec_name(&self) -> &'static str {
-        links::codec_name(&self.plan.codec)
+        self.plan.codec.name()
+    }
+
+    /// The codec of one choice, by name.
+    pub fn choice_name(&self, choice: usize) -> &'static str {
+        self.choices[choice].codec.name()
     }
 
     pub fn choices(&self) -> &[CodecChoice] {
@@ -148,7 +158,11 @@ impl Node {
             true => manifests.finalize().into(),
             false => [0; 32],
         };
-        let codec = self.codec_name().to_owned();
+        let names: Vec<&str> = self.choices.iter().map(|choice| choice.codec.name()).collect();
+        let codec = match self.plan.alternatives.is_empty() {
+            true => self.codec_name().to_owned(),
+            false => names.join("+"),
+        };
         Identity {
             dtype,
             model,
@@ -438,6 +452,14 @@ impl Node {
                     ranges,
                     layer.outliers().to_vec(),
                 )?)))
+            }
+            (CodecPlan::Rd { bits, .. }, Some(manifest)) => {
+                let layer = manifest.require(layer, features)?;
+                if layer.curves().is_empty() {
+                    let layer = layer.name().to_owned();
+                    return Err(ManifestError::NoCurves { layer }.into());
+                }
+                Ok(Arc::new(Rd::new(rd_tables(layer.curves(), features, *bits)?)))
             }
             _ => Ok(Arc::new(NoCodec::new(features))),
         }

@@ -1,4 +1,4 @@
-//! Runs a text through the engine twice per window, lossless and configured, and compares.
+//! Runs a text through the engine, per window once lossless and once with each codec, and compares.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -56,7 +56,11 @@ pub struct EvalResult {
 ///
 /// # Errors
 /// A text too short for one window, and what loading and running report.
-pub fn run(options: &EvalOptions, node: Option<&Arc<Node>>, mut progress: impl FnMut(u64, u64)) -> Result<EvalResult> {
+pub fn run(
+    options: &EvalOptions,
+    node: Option<&Arc<Node>>,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Vec<EvalResult>> {
     let started = Instant::now();
     let text = std::fs::read_to_string(&options.text)
         .with_context(|| format!("cannot read the text {}", options.text.display()))?;
@@ -78,30 +82,60 @@ pub fn run(options: &EvalOptions, node: Option<&Arc<Node>>, mut progress: impl F
         node.command(&Command::ResetReport)?;
         node.command(&Command::Verify(true))?;
     }
-    let mut comparison = Comparison::default();
+    let choices = compared(node);
+    let mut comparisons = vec![Comparison::default(); choices.len()];
     let mut dump = BTreeMap::new();
     for (i, window) in windows.iter().enumerate() {
         let lossless = in_choice(&driver, node, Node::LOSSLESS, window)?;
-        let quantized = match node {
-            Some(_) => in_choice(&driver, node, Node::CONFIGURED, window)?,
-            None => lossless.clone(),
-        };
-        comparison.add_window(window, lossless.vocab, &lossless.values, &quantized.values);
+        for (comparison, &choice) in comparisons.iter_mut().zip(&choices) {
+            let quantized = match node {
+                Some(_) => in_choice(&driver, node, choice, window)?,
+                None => lossless.clone(),
+            };
+            comparison.add_window(window, lossless.vocab, &lossless.values, &quantized.values);
+            if options.dump_logits.is_some() && choice == Node::CONFIGURED {
+                dump.insert(format!("configured.{i:04}"), quantized);
+            }
+        }
         progress(i as u64 + 1, windows.len() as u64);
         if options.dump_logits.is_some() {
             dump.insert(format!("lossless.{i:04}"), lossless);
-            dump.insert(format!("configured.{i:04}"), quantized);
         }
     }
     if let Some(path) = &options.dump_logits {
         write_logits(path, &dump)?;
     }
-    let mut result = EvalResult {
-        config: node.map_or_else(
-            || "single process".to_owned(),
-            |node| node.plan.origin.display().to_string(),
-        ),
-        codec: node.map_or("none", |node| node.codec_name()).to_owned(),
+    let runs = windows.len() * (choices.len() + 1);
+    comparisons
+        .iter()
+        .zip(choices)
+        .map(|(comparison, choice)| {
+            let mut result = result_of(options, node, choice, comparison);
+            if let Some(node) = node {
+                fill_from_reports(&mut result, &reports(node, choice, runs)?)?;
+            }
+            result.seconds = started.elapsed().as_secs_f64();
+            Ok(result)
+        })
+        .collect()
+}
+
+/// The codec choices that are compared with the lossless one.
+fn compared(node: Option<&Arc<Node>>) -> Vec<usize> {
+    let all = 0..node.map_or(1, |node| node.choices().len());
+    all.filter(|choice| *choice != Node::LOSSLESS).collect()
+}
+
+/// What the logits say; the reports of the ranks fill in the rest.
+fn result_of(options: &EvalOptions, node: Option<&Arc<Node>>, choice: usize, comparison: &Comparison) -> EvalResult {
+    let config = match node {
+        None => "single process".to_owned(),
+        Some(node) if choice == Node::CONFIGURED => node.plan.origin.display().to_string(),
+        Some(node) => node.choices()[choice].label.clone(),
+    };
+    EvalResult {
+        config,
+        codec: node.map_or("none", |node| node.choice_name(choice)).to_owned(),
         text: options.text.display().to_string(),
         ranks: node.map_or(1, |node| node.world_size()),
         tokens: comparison.positions,
@@ -118,12 +152,7 @@ pub fn run(options: &EvalOptions, node: Option<&Arc<Node>>, mut progress: impl F
         clipped: 0,
         ranks_bit_identical: true,
         seconds: 0.0,
-    };
-    if let Some(node) = node {
-        fill_from_reports(&mut result, &reports(node, windows.len() * 2)?)?;
     }
-    result.seconds = started.elapsed().as_secs_f64();
-    Ok(result)
 }
 
 fn in_choice(driver: &Driver, node: Option<&Arc<Node>>, choice: usize, window: &[u32]) -> Result<SequenceLogits> {
@@ -133,12 +162,8 @@ fn in_choice(driver: &Driver, node: Option<&Arc<Node>>, choice: usize, window: &
     driver.logits(window)
 }
 
-fn reports(node: &Node, logits: usize) -> Result<Vec<RankReport>> {
-    let replies = node.gather(&Command::GatherReport {
-        choice: Node::CONFIGURED,
-        logits,
-    })?;
-    gathered_reports(replies)
+fn reports(node: &Node, choice: usize, logits: usize) -> Result<Vec<RankReport>> {
+    gathered_reports(node.gather(&Command::GatherReport { choice, logits })?)
 }
 
 fn fill_from_reports(result: &mut EvalResult, reports: &[RankReport]) -> Result<()> {

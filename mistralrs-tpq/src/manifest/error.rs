@@ -25,8 +25,8 @@ pub enum ManifestError {
     TooLarge { bytes: u64, limit: u64 },
 
     #[error(
-        "the scales have SHA-256 {got} ({bytes} bytes), the manifest expects {expected}: the file is truncated or altered. \
-         Copy both files again from where they were calibrated"
+        "the file has SHA-256 {got} ({bytes} bytes), the manifest expects {expected}: it is truncated or altered. \
+         Copy the files again from where they were calibrated"
     )]
     ScalesDigest { expected: Digest, got: Digest, bytes: u64 },
 
@@ -59,6 +59,14 @@ pub enum ManifestError {
         feature: usize,
         got: f32,
     },
+
+    #[error("layer {layer}, rank {rank}, feature {feature}: an error or step of `rd` is negative or not finite")]
+    Curve { layer: String, rank: usize, feature: usize },
+
+    #[error(
+        "the manifest has no error curves of layer {layer}, which `rd` needs: calibrate again with this version of tpq"
+    )]
+    NoCurves { layer: String },
 
     #[error("layer {layer}: outlier {got} follows {previous}, expected indices in ascending order")]
     OutliersUnsorted { layer: String, previous: u32, got: u32 },

@@ -1,6 +1,7 @@
 //! One reduce site: its ranges, its outliers, and the summary that people read.
 
 use super::error::ManifestError;
+use crate::calibrate::Curve;
 use crate::config::defaults::{MAX_FEATURES, MAX_WORLD_SIZE};
 
 /// A calibrated row-parallel layer.
@@ -11,6 +12,8 @@ pub struct Layer {
     outliers: Vec<u32>,
     /// `[world_size, features]`, row-major: the absmax range of each rank's partial sum.
     ranges: Vec<f32>,
+    /// `[world_size, features]`, row-major; empty when the calibration measured none.
+    curves: Vec<Curve>,
     summary: Summary,
 }
 
@@ -54,6 +57,7 @@ impl Layer {
             features,
             outliers,
             ranges,
+            curves: Vec::new(),
             summary,
         })
     }
@@ -62,6 +66,34 @@ impl Layer {
     pub(super) fn with_summary(mut self, summary: Summary) -> Self {
         self.summary = summary;
         self
+    }
+
+    /// With error curves, `[world_size, features]`, row-major.
+    ///
+    /// # Errors
+    /// Another number of curves, or an error or step that is negative or not finite.
+    pub fn with_curves(mut self, curves: Vec<Curve>) -> Result<Self, ManifestError> {
+        if curves.len() != self.ranges.len() {
+            return Err(ManifestError::Shape {
+                layer: self.name,
+                expected: vec![self.ranges.len()],
+                got: vec![curves.len()],
+            });
+        }
+        let usable = |x: &f32| x.is_finite() && *x >= 0.0;
+        let bad = curves
+            .iter()
+            .position(|curve| !curve.error.iter().chain(&curve.step).all(usable));
+        if let Some(at) = bad {
+            let (rank, feature) = (at / self.features, at % self.features);
+            return Err(ManifestError::Curve {
+                layer: self.name,
+                rank,
+                feature,
+            });
+        }
+        self.curves = curves;
+        Ok(self)
     }
 
     /// The VarBuilder prefix, such as `model.layers.3.mlp.down_proj`.
@@ -91,6 +123,11 @@ impl Layer {
     /// The `features` ranges of one rank, or `None` when there is no such rank.
     pub fn rank_ranges(&self, rank: usize) -> Option<&[f32]> {
         self.ranges.chunks_exact(self.features).nth(rank)
+    }
+
+    /// `[world_size, features]`, row-major; empty when the calibration measured none.
+    pub fn curves(&self) -> &[Curve] {
+        &self.curves
     }
 
     /// Mean over ranks of each feature's range.

@@ -4,7 +4,7 @@ use super::digest::Digest;
 use super::error::ManifestError;
 use super::layer::Layer;
 use super::text::{self, Parsed};
-use super::{scales, Manifest, MANIFEST_FILE, SCALES_FILE};
+use super::{curves, scales, Manifest, CURVES_FILE, MANIFEST_FILE, SCALES_FILE};
 use std::fs::File;
 use std::io::{Error, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -34,7 +34,25 @@ impl Manifest {
             .collect();
         let bytes = read(&scales_path, scales::size_limit(parsed.header.world_size, &shapes))?;
         let ranges = read_ranges(&parsed, &shapes, &bytes).map_err(in_file(&scales_path))?;
-        assemble(parsed, ranges).map_err(in_file(path))
+        let curves = parsed.curves;
+        let manifest = assemble(parsed, ranges).map_err(in_file(path))?;
+        match curves {
+            None => Ok(manifest),
+            Some(expected) => manifest.load_curves(&path.with_file_name(CURVES_FILE), expected),
+        }
+    }
+
+    fn load_curves(mut self, path: &Path, expected: Digest) -> Result<Self, ManifestError> {
+        let bytes = read(path, curves::size_limit(&self.layers))?;
+        check_digest(&bytes, expected).map_err(in_file(path))?;
+        let curves = curves::from_bytes(&bytes, &self.layers).map_err(in_file(path))?;
+        let layers = std::mem::take(&mut self.layers).into_iter().zip(curves);
+        self.layers = layers
+            .map(|(layer, curves)| layer.with_curves(curves))
+            .collect::<Result<_, _>>()
+            .map_err(in_file(path))?;
+        self.curves = Some(expected);
+        Ok(self)
     }
 
     /// Writes both files into `dir`, creating it if need be, and returns the path of the YAML. Each file appears under its
@@ -49,6 +67,9 @@ impl Manifest {
             source,
         })?;
         replace(dir, SCALES_FILE, &scales::to_bytes(self)?)?;
+        if self.curves.is_some() {
+            replace(dir, CURVES_FILE, &curves::to_bytes(&self.layers)?)?;
+        }
         // Scales written by another version of the library may have other bytes for the same numbers.
         let rendered = text::render(&Self::new(self.header.clone(), self.layers.clone())?);
         replace(dir, MANIFEST_FILE, rendered.as_bytes())
@@ -56,15 +77,16 @@ impl Manifest {
 }
 
 fn read_ranges(parsed: &Parsed, shapes: &[(&str, usize)], bytes: &[u8]) -> Result<Vec<Vec<f32>>, ManifestError> {
-    let got = Digest::of(bytes);
-    if got != parsed.scales {
-        return Err(ManifestError::ScalesDigest {
-            expected: parsed.scales,
-            got,
-            bytes: bytes.len() as u64,
-        });
-    }
+    check_digest(bytes, parsed.scales)?;
     scales::from_bytes(bytes, parsed.header.world_size, shapes)
+}
+
+fn check_digest(bytes: &[u8], expected: Digest) -> Result<(), ManifestError> {
+    let (got, bytes) = (Digest::of(bytes), bytes.len() as u64);
+    if got == expected {
+        return Ok(());
+    }
+    Err(ManifestError::ScalesDigest { expected, got, bytes })
 }
 
 fn assemble(parsed: Parsed, ranges: Vec<Vec<f32>>) -> Result<Manifest, ManifestError> {

@@ -4,7 +4,7 @@
 use super::digest::Digest;
 use super::error::ManifestError;
 use super::layer::{check_features, check_name, Layer, Summary};
-use super::{check_header, Header, Manifest, FORMAT, MAX_LAYERS, SCALES_FILE};
+use super::{check_header, Header, Manifest, CURVES_FILE, FORMAT, MAX_LAYERS, SCALES_FILE};
 use crate::codec::Dtype;
 use serde::de::DeserializeOwned;
 use serde::Deserialize;
@@ -15,6 +15,7 @@ use std::fmt::Write;
 pub(super) struct Parsed {
     pub(super) header: Header,
     pub(super) scales: Digest,
+    pub(super) curves: Option<Digest>,
     pub(super) layers: Vec<ParsedLayer>,
 }
 
@@ -63,6 +64,9 @@ fn render_into(out: &mut String, manifest: &Manifest) -> std::fmt::Result {
         "scales: {{file: {SCALES_FILE}, sha256: \"{}\"}}",
         manifest.scales_digest()
     )?;
+    if let Some(curves) = manifest.curves {
+        writeln!(out, "curves: {{file: {CURVES_FILE}, sha256: \"{curves}\"}}")?;
+    }
     writeln!(out, "layers:")?;
     manifest.layers().iter().try_for_each(|layer| render_layer(out, layer))
 }
@@ -97,6 +101,7 @@ struct RawManifest {
     world_size: usize,
     calibration: RawCalibration,
     scales: RawScales,
+    curves: Option<RawScales>,
     layers: Vec<RawLayer>,
 }
 
@@ -156,13 +161,11 @@ pub(super) fn parse(text: &str) -> Result<Parsed, ManifestError> {
         ));
     }
     let raw: RawManifest = from_yaml(text)?;
-    if raw.scales.file != SCALES_FILE {
-        return Err(value(
-            "scales.file",
-            format!("`{}`", brief(&raw.scales.file)),
-            format!("{SCALES_FILE}, beside the manifest"),
-        ));
-    }
+    let scales = beside("scales", &raw.scales, SCALES_FILE)?;
+    let curves = raw
+        .curves
+        .map(|curves| beside("curves", &curves, CURVES_FILE))
+        .transpose()?;
     let header = Header {
         model: digest("model", &raw.model)?,
         dtype: dtype(&raw.dtype)?,
@@ -187,9 +190,23 @@ pub(super) fn parse(text: &str) -> Result<Parsed, ManifestError> {
     let layers = raw.layers.into_iter().map(layer).collect::<Result<_, _>>()?;
     Ok(Parsed {
         header,
-        scales: digest("scales.sha256", &raw.scales.sha256)?,
+        scales,
+        curves,
         layers,
     })
+}
+
+/// The digest of a file whose name is fixed.
+fn beside(key: &str, raw: &RawScales, name: &str) -> Result<Digest, ManifestError> {
+    if raw.file != name {
+        let got = format!("`{}`", brief(&raw.file));
+        return Err(value(
+            &format!("{key}.file"),
+            got,
+            format!("{name}, beside the manifest"),
+        ));
+    }
+    digest(&format!("{key}.sha256"), &raw.sha256)
 }
 
 fn from_yaml<T: DeserializeOwned>(text: &str) -> Result<T, ManifestError> {

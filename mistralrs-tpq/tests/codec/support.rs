@@ -1,7 +1,9 @@
 //! Sites, tensors and round trips for the codec tests.
 
 use half::{bf16, f16};
-use mistralrs_tpq::codec::{Codec, Dtype, Dynamic, EncodeStats, Level, NoCodec, Paper, PaperTables, Values};
+use mistralrs_tpq::codec::{
+    Codec, Dtype, Dynamic, EncodeStats, Level, NoCodec, Paper, PaperTables, Rd, RdRank, RdTables, Values, CLASSES,
+};
 use proptest::prelude::*;
 
 /// One reduce site: some rows, and a calibration for them.
@@ -25,12 +27,25 @@ impl Site {
         paper(self.ranges.clone(), self.outliers.clone()).with_level(level)
     }
 
+    /// Every class in turn, with steps from the ranges.
+    pub fn rd(&self) -> Rd {
+        let rank = |ranges: &Vec<f32>| RdRank {
+            bits: (0..ranges.len())
+                .map(|i| CLASSES[(i * 7 + ranges.len()) % CLASSES.len()])
+                .collect(),
+            steps: ranges.iter().map(|range| (range / 8.0).clamp(1e-3, 2.0)).collect(),
+        };
+        let ranks: Vec<RdRank> = self.ranges.iter().map(rank).collect();
+        Rd::new(RdTables::new(&ranks).unwrap())
+    }
+
     /// In the order of `CodecKind::ALL`, then the codec of sums.
-    pub fn codecs(&self, level: Level) -> [Box<dyn Codec>; 4] {
+    pub fn codecs(&self, level: Level) -> [Box<dyn Codec>; 5] {
         [
             Box::new(NoCodec::new(self.features())),
             Box::new(self.paper(level)),
             Box::new(Dynamic::new(self.features()).with_level(level)),
+            Box::new(self.rd()),
             Box::new(Dynamic::wide(self.features()).with_level(level)),
         ]
     }

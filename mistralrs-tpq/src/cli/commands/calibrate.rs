@@ -14,7 +14,7 @@ use crate::cli::{emit, emit_json, CliError};
 use crate::config::CodecPlan;
 use crate::engine::ModelOptions;
 
-/// Learn the ranges of a model's partial sums and write manifest.yaml and scales.safetensors
+/// Learn the ranges of a model's partial sums and write manifest.yaml with its scales and curves
 ///
 /// Runs the model under tensor parallelism, because a range belongs to one rank's part of a layer: calibrate with as many
 /// ranks as will serve, and with the same --dtype. Every rank keeps an EMA of each feature's range over the sequences; the

@@ -9,6 +9,7 @@ use super::group::{self, GroupArgs};
 use crate::cli::args::Global;
 use crate::cli::progress::Progress;
 use crate::cli::{emit, CliError};
+use crate::config::Plan;
 use crate::engine::ModelOptions;
 use crate::eval::{EvalOptions, EvalResult};
 use crate::report::{Align, Table};
@@ -20,9 +21,10 @@ use crate::report::{Align, Table};
 #[command(after_help = "\
 Examples:
   tpq eval --config tpq.yaml -n 2 -m examples/demo-model --text held-out.md
+  tpq eval --config paper.yaml --also rd.yaml -n 4 -m examples/demo-model --text held-out.md
   tpq eval -m examples/demo-model --text held-out.md     (one process: perplexity only)
 
-With --json the last line is one object: config, codec, text, ranks, tokens, bits_per_value, ppl, ppl_lossless,
+With --json there is one object a line for each configuration: config, codec, text, ranks, tokens, bits_per_value, ppl, ppl_lossless,
 ppl_quantized, kl (nats a token), top1_agreement, sqnr_db, bytes_per_rank, bytes_per_rank_bf16, out_of_bound, clipped,
 ranks_bit_identical, seconds.")]
 pub struct EvalArgs {
@@ -30,6 +32,11 @@ pub struct EvalArgs {
     group: GroupArgs,
     #[command(flatten)]
     model: ModelOptions,
+    /// Compare this configuration's codec too, in the same run. Repeatable; only its `codec` section counts.
+    ///
+    /// Example: --config paper.yaml --also rd.yaml dynamic.yaml
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    also: Vec<PathBuf>,
     /// Text to evaluate on; held out from calibration, or the figures flatter.
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
@@ -52,7 +59,12 @@ pub(crate) fn run(args: &EvalArgs, global: &Global) -> Result<u8, CliError> {
     let node = if args.group.alone() {
         None
     } else {
-        crate::engine::install_plan(args.group.plan()?)?
+        let mut plan = args.group.plan()?;
+        for path in &args.also {
+            let codec = Plan::load(path)?.codec;
+            plan.alternatives.push((path.display().to_string(), codec));
+        }
+        crate::engine::install_plan(plan)?
     };
     let options = EvalOptions {
         model: args.model.clone(),
@@ -66,19 +78,28 @@ pub(crate) fn run(args: &EvalArgs, global: &Global) -> Result<u8, CliError> {
         progress.set(done as usize, total as usize)
     })
     .and_then(check);
-    let result = match &node {
+    let results = match &node {
         Some(node) => group::end(node, outcome)?,
         None => outcome?,
     };
     match global.json {
-        true => emit(&(serde_json::to_string(&result).map_err(anyhow::Error::from)? + "\n"))?,
-        false => emit(&table(&result))?,
+        true => {
+            for result in &results {
+                emit(&(serde_json::to_string(result).map_err(anyhow::Error::from)? + "\n"))?;
+            }
+        }
+        false => results.iter().try_for_each(|result| emit(&table(result)))?,
     }
     Ok(0)
 }
 
 /// Figures of ranks that disagree, or of a codec outside its own bound, mean nothing.
-fn check(result: EvalResult) -> Result<EvalResult> {
+fn check(results: Vec<EvalResult>) -> Result<Vec<EvalResult>> {
+    results.iter().try_for_each(check_one)?;
+    Ok(results)
+}
+
+fn check_one(result: &EvalResult) -> Result<()> {
     ensure!(
         result.ranks_bit_identical,
         "the ranks computed different logits: this is a defect, please report it"
@@ -88,7 +109,7 @@ fn check(result: EvalResult) -> Result<EvalResult> {
         "{} values are farther from their dequantized copy than the codec allows: this is a defect, please report it",
         result.out_of_bound
     );
-    Ok(result)
+    Ok(())
 }
 
 fn table(result: &EvalResult) -> String {

@@ -12,7 +12,7 @@ use super::group::GroupArgs;
 use crate::cli::args::Global;
 use crate::cli::{emit, emit_json, CliError};
 use crate::codec::Dtype;
-use crate::config::{CodecPlan, Environment, Plan, Topology};
+use crate::config::{Environment, Plan, Topology};
 use crate::manifest::Manifest;
 use crate::report::{Align, Table};
 use crate::transport::tcp::{JoinError, MeshConfig, TcpMesh};
@@ -78,10 +78,7 @@ pub fn run(args: &DoctorArgs, global: &Global) -> Result<u8, CliError> {
             (Some(_), true) => "present; everything is encrypted".to_owned(),
         },
     );
-    let manifest = match &plan.codec {
-        CodecPlan::None | CodecPlan::Dynamic => None,
-        CodecPlan::Paper { manifest } => Some(Manifest::load(manifest)?),
-    };
+    let manifest = plan.codec.manifest().map(Manifest::load).transpose()?;
     if let Some(manifest) = &manifest {
         good(
             "manifest",
@@ -126,12 +123,7 @@ fn identity(plan: &Plan, manifest: Option<&Manifest>) -> Identity {
         dtype: Dtype::F32,
         model: [0; 32],
         manifest: manifest.map_or([0; 32], |manifest| manifest.digest().0),
-        codec: match plan.codec {
-            CodecPlan::None => "none",
-            CodecPlan::Paper { .. } => "paper",
-            CodecPlan::Dynamic => "dynamic",
-        }
-        .to_owned(),
+        codec: plan.codec.name().to_owned(),
         policy: format!("doctor {}; {}", env!("CARGO_PKG_VERSION"), plan.policy_digest()),
     }
 }

@@ -1,0 +1,244 @@
+//! `rd`: each feature gets the bits that lower the error most, from {0, 1, 2, 3, 4, 5, 6, 8, 16}, under an average that all
+//! side information counts against.
+//!
+//! A row is divided by its root mean square, sent as BF16 (16 bits a token): static steps then fit loud and quiet tokens
+//! alike. Steps and bits per feature and rank come from calibration (`calibrate::allocate`). A feature of 16 bits travels as
+//! BF16 as it is, one of 0 bits not at all. Rows of all ranks have one length: that of the longest, the others are padded.
+
+pub(crate) mod codebook;
+mod row;
+
+use self::row::{Layout, SENT};
+use super::scalar::BadWord;
+use super::values::Element;
+use super::{assert_one_row, bound, rows_to_decode, rows_to_encode};
+use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Values};
+
+pub use codebook::CLASSES;
+pub(crate) use row::GAIN_LEN;
+
+/// Steps beyond this are refused: the largest of a class of 1 bit in a row of 2^20 features of which one is not zero.
+const MAX_STEP: f32 = 1024.0;
+
+/// One rank's features: bits of each, from [`CLASSES`], and steps in units of the token's gain (unused for 0 and 16 bits).
+#[derive(Debug, Clone, PartialEq)]
+pub struct RdRank {
+    pub bits: Vec<u8>,
+    pub steps: Vec<f32>,
+}
+
+/// Bits and steps of one reduce site, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RdTables {
+    features: usize,
+    row_len: usize,
+    ranks: Vec<Layout>,
+}
+
+/// Why bits and steps cannot be used: a defect of the manifest.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum RdTablesError {
+    #[error("no bits: expected one list per rank")]
+    NoRanks,
+    #[error("rank {rank} has bits of {bits} and steps of {steps} features, expected {expected}")]
+    FeatureCount {
+        rank: usize,
+        expected: usize,
+        bits: usize,
+        steps: usize,
+    },
+    #[error("rank {rank}, feature {feature}: {got} bits, expected one of {CLASSES:?}")]
+    Bits { rank: usize, feature: usize, got: u8 },
+    #[error("rank {rank}, feature {feature}: step {got}, expected 2^-100 to {MAX_STEP}")]
+    Step { rank: usize, feature: usize, got: f32 },
+}
+
+impl RdTables {
+    /// # Errors
+    /// See [`RdTablesError`].
+    pub fn new(ranks: &[RdRank]) -> Result<Self, RdTablesError> {
+        let features = ranks.first().ok_or(RdTablesError::NoRanks)?.bits.len();
+        let ranks = ranks
+            .iter()
+            .enumerate()
+            .map(|(rank, table)| layout(rank, features, table))
+            .collect::<Result<Vec<_>, _>>()?;
+        let row_len = ranks.iter().map(|layout| row::row_len(&layout.counts)).max();
+        Ok(Self {
+            features,
+            row_len: row_len.unwrap_or(0),
+            ranks,
+        })
+    }
+
+    /// Bytes of a row whose features have these bits; classes unknown count as 0 bits.
+    pub fn row_len(bits: impl IntoIterator<Item = u8>) -> usize {
+        let mut counts = [0; SENT.len()];
+        for bits in bits {
+            if let Some(class) = SENT.iter().position(|class| *class == bits) {
+                counts[class] += 1;
+            }
+        }
+        row::row_len(&counts)
+    }
+}
+
+fn layout(rank: usize, features: usize, table: &RdRank) -> Result<Layout, RdTablesError> {
+    let RdRank { bits, steps } = table;
+    if bits.len() != features || steps.len() != features {
+        return Err(RdTablesError::FeatureCount {
+            rank,
+            expected: features,
+            bits: bits.len(),
+            steps: steps.len(),
+        });
+    }
+    if let Some(feature) = bits.iter().position(|bits| !CLASSES.contains(bits)) {
+        let got = bits[feature];
+        return Err(RdTablesError::Bits { rank, feature, got });
+    }
+    let smallest = f32::from_bits((127 - 100) << 23);
+    let mut layout = Layout {
+        order: Vec::new(),
+        counts: [0; SENT.len()],
+        steps: vec![0.0; features],
+        inv_steps: vec![0.0; features],
+    };
+    for (feature, (&bits, &step)) in bits.iter().zip(steps).enumerate() {
+        if bits == 0 || bits == 16 {
+            continue;
+        }
+        if !(smallest..=MAX_STEP).contains(&step) {
+            return Err(RdTablesError::Step {
+                rank,
+                feature,
+                got: step,
+            });
+        }
+        layout.steps[feature] = step;
+        layout.inv_steps[feature] = 1.0 / step;
+    }
+    for (count, class) in layout.counts.iter_mut().zip(SENT) {
+        let members = (0u32..).zip(bits).filter(|(_, bits)| **bits == class);
+        let before = layout.order.len();
+        layout.order.extend(members.map(|(feature, _)| feature));
+        *count = layout.order.len() - before;
+    }
+    Ok(layout)
+}
+
+/// Row: gain, then the features by class; see `row.rs`.
+#[derive(Debug, Clone)]
+pub struct Rd {
+    tables: RdTables,
+}
+
+impl Rd {
+    pub fn new(tables: RdTables) -> Self {
+        Self { tables }
+    }
+
+    /// # Panics
+    /// When there is no such rank: a caller's bug.
+    fn own_rank(&self, rank: usize) -> &Layout {
+        let ranks = self.tables.ranks.len();
+        let layout = self.tables.ranks.get(rank);
+        layout.unwrap_or_else(|| panic!("rank {rank}, but there are tables for {ranks}"))
+    }
+
+    fn encode_rows<T: Element>(&self, rank: usize, values: &[T], payload: &mut [u8]) -> EncodeStats {
+        let layout = self.own_rank(rank);
+        let mut stats = EncodeStats::default();
+        if self.tables.features == 0 {
+            return stats;
+        }
+        let rows = values
+            .chunks_exact(self.tables.features)
+            .zip(payload.chunks_exact_mut(self.tables.row_len));
+        for (values, row) in rows {
+            stats += row::encode(layout, values, row);
+        }
+        stats
+    }
+}
+
+impl Codec for Rd {
+    fn name(&self) -> &'static str {
+        CodecKind::Rd.name()
+    }
+
+    fn tag(&self) -> u8 {
+        CodecKind::Rd.tag()
+    }
+
+    fn features(&self) -> usize {
+        self.tables.features
+    }
+
+    fn payload_len(&self, tokens: usize, _dtype: Dtype) -> usize {
+        match self.tables.features {
+            0 => 0,
+            _ => tokens.saturating_mul(self.tables.row_len),
+        }
+    }
+
+    fn encode(&self, rank: usize, values: Values<'_>, payload: &mut [u8]) -> EncodeStats {
+        rows_to_encode(self, values, payload);
+        match values {
+            Values::F32(v) => self.encode_rows(rank, v, payload),
+            Values::Bf16(v) => self.encode_rows(rank, v, payload),
+            Values::F16(v) => self.encode_rows(rank, v, payload),
+        }
+    }
+
+    /// Two multiplies and one add an element: the step is scaled by the token's gain first.
+    fn decode_accumulate(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError> {
+        let ranks = self.tables.ranks.len();
+        let layout = self.tables.ranks.get(rank);
+        let layout = layout.ok_or(CodecError::UnknownRank { rank, ranks })?;
+        let tokens = rows_to_decode(self, rank, payload, dtype, sum)?;
+        if tokens == 0 {
+            return Ok(());
+        }
+        let rows = payload
+            .chunks_exact(self.tables.row_len)
+            .zip(sum.chunks_exact_mut(self.tables.features));
+        for (token, (row, sum)) in rows.enumerate() {
+            row::decode(layout, row, sum).map_err(|BadWord { feature, bits }| CodecError::Content {
+                rank,
+                token,
+                feature,
+                bits,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Inside the levels at most half the widest gap, beyond them the distance to the highest; a feature of 0 bits loses all
+    /// of its value.
+    fn error_bound(&self, rank: usize, row: &[f32], bound: &mut [f32]) {
+        assert_one_row(self, row, bound);
+        let layout = self.own_rank(rank);
+        let gain = row::gain(row).to_f32();
+        bound
+            .iter_mut()
+            .zip(row)
+            .for_each(|(bound, x)| *bound = if x.is_finite() { x.abs() } else { f32::INFINITY });
+        let mut order = layout.order.iter();
+        for (bits, count) in SENT.into_iter().zip(layout.counts) {
+            for &feature in order.by_ref().take(count) {
+                let (x, feature) = (row[feature as usize], feature as usize);
+                bound[feature] = match bits {
+                    16 => bound::of_bf16(x),
+                    bits => bound::of_level(
+                        x,
+                        f64::from(layout.steps[feature]) * f64::from(gain),
+                        codebook::level(bits, codebook::magnitudes(bits) - 1),
+                        codebook::worst_inside(bits),
+                    ),
+                };
+            }
+        }
+    }
+}
