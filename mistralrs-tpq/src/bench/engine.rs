@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{ensure, Result};
+use mistralrs_core::Usage;
 use serde::Serialize;
 
 use super::quantile;
@@ -92,7 +93,7 @@ pub fn run(case: &EngineCase, node: Option<&Arc<Node>>) -> Result<Vec<EngineRow>
         .collect())
 }
 
-/// The prompt with one token, then with `generate` more: the difference is theirs.
+/// The prompt with one token, then with `generate` more: what the second exchanged above the first is theirs.
 fn measure(
     driver: &Driver,
     node: Option<&Arc<Node>>,
@@ -104,14 +105,15 @@ fn measure(
         node.command(&Command::Select(choice))?;
     }
     let (prefill, _) = timed(driver, node, choice, prompt, 1)?;
-    let (both, written) = timed(driver, node, choice, prompt, 1 + generate)?;
+    let (both, usage) = timed(driver, node, choice, prompt, 1 + generate)?;
+    let written = usage.completion_tokens;
     ensure!(
         written > 1,
         "the model ended its text after {written} tokens: nothing to measure after the first"
     );
     let tokens = (written - 1) as f64;
     let token = Taken {
-        seconds: (both.seconds - prefill.seconds).max(0.0) / tokens,
+        seconds: f64::from(usage.total_completion_time_sec) / tokens,
         exchange_s: (both.exchange_s - prefill.exchange_s).max(0.0) / tokens,
         bytes: 0,
     };
@@ -124,27 +126,23 @@ fn timed(
     choice: usize,
     prompt: &[u32],
     count: usize,
-) -> Result<(Taken, usize)> {
+) -> Result<(Taken, Usage)> {
     if let Some(node) = node {
         node.command(&Command::ResetReport)?;
     }
     let start = Instant::now();
-    let written = driver.generate(prompt, count)?;
+    let usage = driver.generate(prompt, count)?;
     let mut taken = Taken {
         seconds: start.elapsed().as_secs_f64(),
         ..Taken::default()
     };
     if let Some(node) = node {
         let reports = gathered_reports(node.gather(&Command::GatherReport { choice, logits: 0 })?)?;
-        if reports.is_empty() {
-            bail!("no rank answered");
-        }
-        let ranks = reports.len() as f64;
         let ns: u64 = reports.iter().map(|r| r.encode_ns + r.wire_ns + r.decode_ns).sum();
-        taken.exchange_s = ns as f64 / 1e9 / ranks;
+        taken.exchange_s = ns as f64 / 1e9 / reports.len() as f64;
         taken.bytes = reports.iter().map(|report| report.bytes_sent).max().unwrap_or(0);
     }
-    Ok((taken, written))
+    Ok((taken, usage))
 }
 
 fn row(case: &EngineCase, codec: &str, ranks: usize, samples: &[Sample]) -> EngineRow {

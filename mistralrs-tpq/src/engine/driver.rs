@@ -8,6 +8,7 @@ use candle_core::{DType, Tensor};
 use either::Either;
 use mistralrs_core::{
     ModelSelected, NormalRequest, Request, RequestMessage, Response, SamplingParams, TokenSource, TokenizationRequest,
+    Usage,
 };
 use mistralrs_server_core::mistralrs_for_server_builder::MistralRsForServerBuilder;
 use mistralrs_server_core::types::SharedMistralRsState;
@@ -136,18 +137,17 @@ impl Driver {
         })
     }
 
-    /// Runs `tokens` as one prompt, lets the model write up to `count` tokens, and returns how many it wrote; it stops early
-    /// at its end-of-text token.
+    /// Runs `tokens` as one prompt and lets the model write up to `count` tokens; it stops early at its end-of-text token.
     ///
     /// # Errors
     /// A failed exchange, or a prompt that the model refuses.
-    pub fn generate(&self, tokens: &[u32], count: usize) -> Result<usize> {
+    pub fn generate(&self, tokens: &[u32], count: usize) -> Result<Usage> {
         let sampling = SamplingParams {
             max_len: Some(count),
             ..SamplingParams::deterministic()
         };
         match self.ask(tokens, sampling, false)? {
-            Response::CompletionDone(done) => Ok(done.usage.completion_tokens),
+            Response::CompletionDone(done) => Ok(done.usage),
             _ => bail!("the engine answered a completion request with something else"),
         }
     }
