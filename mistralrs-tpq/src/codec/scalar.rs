@@ -54,42 +54,40 @@ fn unpack(byte: u8) -> [i8; 2] {
 
 #[inline(always)]
 fn code_at(plane: &[u8], slot: usize) -> i8 {
-    unpack(plane[slot / 2])[slot % 2]
+    (plane[slot / 2] >> (slot % 2 * 4) & 0x0f) as i8 - BIAS
 }
 
 #[inline(always)]
 fn set_code(plane: &mut [u8], slot: usize, code: i8) {
-    let [low, high] = unpack(plane[slot / 2]);
-    plane[slot / 2] = if slot.is_multiple_of(2) {
-        pack(code, high)
-    } else {
-        pack(low, code)
-    };
+    let shift = slot % 2 * 4;
+    let byte = &mut plane[slot / 2];
+    *byte = *byte & !(0x0f << shift) | ((code + BIAS) as u8) << shift;
 }
 
-/// BF16 nearest to `x`, ties to even, saturated to the finite range; NaN gives 0.
+/// BF16 nearest to `x`, ties to even, as `bf16::from_f32` gives it: without branches, so that loops become vectors.
+#[inline(always)]
+pub fn nearest_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    // A NaN keeps its sign and upper bits, and is quiet.
+    let nan = bits >> 16 | 0x0040;
+    let is_nan = bits & 0x7fff_ffff > f32::INFINITY.to_bits();
+    bf16::from_bits(if is_nan { nan } else { nearest } as u16)
+}
+
+/// [`nearest_bf16`], saturated to the finite range; NaN gives 0.
 #[inline(always)]
 pub fn to_finite_bf16(x: f32) -> bf16 {
-    let nearest = bf16::from_f32(x);
-    if x.is_nan() {
-        bf16::ZERO
-    } else if nearest.is_infinite() {
-        bf16::MAX.copysign(nearest)
-    } else {
-        nearest
-    }
+    let nearest = nearest_bf16(x).to_bits();
+    let sign = nearest & 0x8000;
+    let finite = (nearest & 0x7fff).min(bf16::MAX.to_bits());
+    bf16::from_bits(if x.is_nan() { 0 } else { sign | finite })
 }
 
-/// `bf16::from_f32` of each, without its test for NaN one by one: a loop that compilers turn into vectors.
 #[inline(always)]
 pub fn round_to_bf16(values: &[f32], rounded: &mut [bf16]) {
     for (rounded, x) in rounded.iter_mut().zip(values) {
-        let bits = x.to_bits();
-        let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-        // A NaN keeps its sign and upper bits, and is quiet.
-        let nan = bits >> 16 | 0x0040;
-        let is_nan = bits & 0x7fff_ffff > f32::INFINITY.to_bits();
-        *rounded = bf16::from_bits(if is_nan { nan } else { nearest } as u16);
+        *rounded = nearest_bf16(*x);
     }
 }
 
@@ -164,7 +162,7 @@ pub fn paper_patch_row<T: Element>(
     for (i, (bytes, &feature)) in outliers.as_chunks_mut().0.iter_mut().zip(table.outliers).enumerate() {
         let x = values[feature as usize].to_f32();
         *bytes = to_finite_bf16(x).to_le_bytes();
-        stats.clipped += u64::from(x.is_finite() && bf16::from_f32(x).is_infinite());
+        stats.clipped += u64::from(x.is_finite() & (nearest_bf16(x).to_bits() & 0x7fff == bf16::INFINITY.to_bits()));
         // The outliers below E - k, which come first, were counted with the plane.
         stats.nonfinite += u64::from(i >= table.displaced.len() && !x.is_finite());
     }
@@ -177,11 +175,9 @@ pub fn paper_patch_row<T: Element>(
 
 #[inline(always)]
 fn paper_code(x: f32, inv_step: f32, stats: &mut EncodeStats) -> i8 {
-    if !x.is_finite() {
-        stats.nonfinite += 1;
-    } else if (x * inv_step).abs() > PAPER_CLIP {
-        stats.clipped += 1;
-    }
+    let finite = x.is_finite();
+    stats.nonfinite += u64::from(!finite);
+    stats.clipped += u64::from(finite & ((x * inv_step).abs() > PAPER_CLIP));
     quantize(x, inv_step, PAPER_LOWEST, PAPER_HIGHEST)
 }
 
@@ -263,7 +259,7 @@ impl Width {
     /// bits below 2^-123): the reciprocal of a subnormal may overflow.
     #[inline(always)]
     pub fn scale(self, extreme: f32) -> bf16 {
-        let scale = bf16::from_f32(extreme * (1.0 / self.lowest()));
+        let scale = nearest_bf16(extreme * (1.0 / self.lowest()));
         if scale.to_f32().abs() < f32::MIN_POSITIVE {
             bf16::ZERO
         } else {

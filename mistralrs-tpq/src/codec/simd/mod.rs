@@ -22,6 +22,9 @@ const BLOCK: usize = GROUP;
 /// Bytes of as many codes of 4 bits.
 const BLOCK_BYTES: usize = BLOCK / 2;
 
+/// Groups of `dynamic` whose scales are made together.
+const AT_ONCE: usize = 8;
+
 /// Magnitudes as bits, which order as the floats do, with infinity and NaN above every number.
 const MAX_FINITE: u32 = f32::MAX.to_bits();
 const MAX_BF16: u32 = (bf16::MAX.to_bits() as u32) << 16;

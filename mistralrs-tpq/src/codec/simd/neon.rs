@@ -7,7 +7,7 @@ use std::arch::aarch64::*;
 use half::bf16;
 
 use super::rows::rows;
-use super::{BLOCK, BLOCK_BYTES, MAX_BF16, MAX_FINITE};
+use super::{AT_ONCE, BLOCK, BLOCK_BYTES, MAX_BF16, MAX_FINITE};
 use crate::codec::scalar::{self, BadWord, PaperRow, Width, BIAS};
 use crate::codec::values::{Dtype, Element};
 use crate::codec::EncodeStats;

@@ -122,11 +122,11 @@ macro_rules! rows {
             let (scales, scales_rest) = scales.split_at_mut(groups.len() * 2);
 
             let mut stats = EncodeStats::default();
-            let outputs = codes.as_chunks_mut().0.iter_mut().zip(scales.as_chunks_mut().0);
-            for (values, (codes, scale)) in groups.iter().zip(outputs) {
-                let sent = dynamic_encode_group::<T, CODES>(width, values, codes);
-                let sent = sent.unwrap_or_else(|| scalar::dynamic_encode_group(width, values, codes, &mut stats));
-                *scale = sent.to_le_bytes();
+            let groups = groups.chunks(AT_ONCE);
+            let outputs = codes.as_chunks_mut::<CODES>().0.chunks_mut(AT_ONCE);
+            let scales = scales.as_chunks_mut::<2>().0.chunks_mut(AT_ONCE);
+            for (values, (codes, scales)) in groups.zip(outputs.zip(scales)) {
+                dynamic_encode_groups(width, values, codes, scales, &mut stats);
             }
             if let [scale] = scales_rest.as_chunks_mut().0 {
                 *scale = scalar::dynamic_encode_group(width, rest, codes_rest, &mut stats).to_le_bytes();
@@ -134,29 +134,57 @@ macro_rules! rows {
             stats
         }
 
-        /// `None` for a group that `scalar::dynamic_input` would change, which leaves the codes to the scalar code.
+        /// Up to `AT_ONCE` groups: a division takes as long for eight scales as for one, and no group waits for the one
+        /// before it.
         #[inline]
         #[target_feature(enable = $features)]
-        fn dynamic_encode_group<T: Element, const CODES: usize>(
+        fn dynamic_encode_groups<T: Element, const CODES: usize>(
             width: Width,
-            values: &[T; BLOCK],
-            codes: &mut [u8; CODES],
-        ) -> Option<bf16> {
+            values: &[[T; BLOCK]],
+            codes: &mut [[u8; CODES]],
+            scales: &mut [[u8; 2]],
+            stats: &mut EncodeStats,
+        ) {
+            let mut extremes = [0.0_f32; AT_ONCE];
+            for (extreme, values) in extremes.iter_mut().zip(values) {
+                *extreme = group_extreme(values);
+            }
+            let sent = extremes.map(|extreme| width.scale(extreme));
+            let inv_scales = sent.map(scalar::reciprocal);
+            let outputs = codes.iter_mut().zip(scales);
+            for (at, (values, (codes, scale))) in values.iter().zip(outputs).enumerate() {
+                if extremes[at].is_nan() {
+                    *scale = scalar::dynamic_encode_group(width, values, codes, stats).to_le_bytes();
+                    continue;
+                }
+                let positions = positions(&load(values), &splat(inv_scales[at]));
+                match width {
+                    Width::Four => {
+                        codes.copy_from_slice(&pack(&positions, width.lowest() as i8, width.highest() as i8))
+                    }
+                    Width::Eight => codes.copy_from_slice(&narrow(&positions)),
+                }
+                *scale = sent[at].to_le_bytes();
+            }
+        }
+
+        /// NaN for a group that `scalar::dynamic_input` would change, which leaves its codes to the scalar code.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn group_extreme<T: Element>(values: &[T; BLOCK]) -> f32 {
             let x = load(values);
             let magnitude = max_magnitude(&x);
             if magnitude > MAX_BF16 {
-                return None;
+                return f32::NAN;
             }
             let magnitude = f32::from_bits(magnitude);
             let lowest = min_value(&x);
             // Without a NaN among them the extreme is one of these two, and a tie takes the negative one, as specified.
-            let scale = width.scale(if lowest == -magnitude { lowest } else { magnitude });
-            let positions = positions(&x, &splat(scalar::reciprocal(scale)));
-            match width {
-                Width::Four => codes.copy_from_slice(&pack(&positions, width.lowest() as i8, width.highest() as i8)),
-                Width::Eight => codes.copy_from_slice(&narrow(&positions)),
+            if lowest == -magnitude {
+                lowest
+            } else {
+                magnitude
             }
-            Some(scale)
         }
 
         #[inline]
