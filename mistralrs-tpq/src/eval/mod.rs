@@ -3,8 +3,10 @@
 #[cfg(feature = "engine")]
 mod run;
 mod score;
+mod windows;
 
 pub use score::{Comparison, WindowScore};
+pub use windows::windows;
 
 #[cfg(feature = "engine")]
 pub use run::{run, EvalOptions, EvalResult};

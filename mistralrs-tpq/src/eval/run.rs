@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{ensure, Context, Result};
 use serde::Serialize;
 
-use super::Comparison;
+use super::{windows, Comparison};
 use crate::engine::{gathered_reports, Command, Driver, ModelOptions, Node, RankReport, SequenceLogits};
 
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ pub struct EvalOptions {
     pub text: PathBuf,
     /// Tokens of a window.
     pub window: usize,
-    /// Tokens in all; the text is cut there.
+    /// Tokens in all, in windows spread evenly over the text.
     pub max_tokens: usize,
     /// Where to write the logits, as safetensors.
     pub dump_logits: Option<PathBuf>,
@@ -65,11 +65,10 @@ pub fn run(
     let text = std::fs::read_to_string(&options.text)
         .with_context(|| format!("cannot read the text {}", options.text.display()))?;
     let driver = Driver::load(&options.model, node.cloned())?;
-    let mut tokens = driver.tokenize(&text)?;
-    tokens.truncate(options.max_tokens);
-    let windows: Vec<&[u32]> = tokens
-        .chunks(options.window)
-        .filter(|window| window.len() > 1)
+    let tokens = driver.tokenize(&text)?;
+    let windows: Vec<&[u32]> = windows(tokens.len(), options.window, options.max_tokens)
+        .into_iter()
+        .map(|range| &tokens[range])
         .collect();
     ensure!(
         tokens.len() >= options.window.min(options.max_tokens) && !windows.is_empty(),

@@ -29,7 +29,7 @@ const REPLY_TOKENS: u32 = 48;
 /// 4,096 tokens: the ranges of the demo model hold still after about half of them, and two cores take seconds.
 const CALIBRATION_SEQUENCES: u32 = 32;
 const CALIBRATION_TOKENS: u32 = 128;
-const EVALUATION_TOKENS: u32 = 2048;
+const EVALUATION_TOKENS: u32 = 8192;
 
 const COMMAND_LIMIT: Duration = Duration::from_secs(600);
 const START_LIMIT: Duration = Duration::from_secs(180);

@@ -43,7 +43,7 @@ pub struct EvalArgs {
     /// Tokens of a window; each window is scored on its own.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..))]
     window: u32,
-    /// Tokens to use of the text.
+    /// Tokens to use of the text, in windows spread evenly over it.
     #[arg(long, value_name = "N", default_value_t = 16384, value_parser = clap::value_parser!(u32).range(2..))]
     max_tokens: u32,
     /// Also write all logits, as safetensors: lossless.0000, configured.0000, ... of [tokens, vocabulary] f32.
