@@ -119,6 +119,7 @@ impl<'c> Outbox<'c> {
         let sent = self.sent[to];
         SendOp {
             to,
+            after: None,
             parts: [
                 &self.headers[to][sent.min(FRAME_HEADER_LEN)..],
                 &payload[sent.saturating_sub(FRAME_HEADER_LEN)..],
@@ -126,22 +127,22 @@ impl<'c> Outbox<'c> {
         }
     }
 
-    /// What is left of the frames to `peers`, and how many there are.
-    pub(super) fn rests<'a>(
-        &'a self,
-        peers: impl Iterator<Item = usize>,
-        payload: impl Fn(usize) -> &'a [u8],
-    ) -> ([SendOp<'a>; MAX_RANKS], usize) {
+    /// What is left of the frames to all peers, by turns: rank r starts with r + 1 and goes on to r + 2 when the frame of
+    /// r - 1 is nearly here, so that at any time each link carries one frame in each direction.
+    pub(super) fn rests<'a>(&'a self, payload: impl Fn(usize) -> &'a [u8]) -> [SendOp<'a>; MAX_RANKS] {
+        let (rank, world_size) = self.call.place();
         let mut sends = [SendOp {
             to: 0,
             parts: [&[], &[]],
+            after: None,
         }; MAX_RANKS];
-        let mut count = 0;
-        for (send, peer) in sends.iter_mut().zip(peers) {
-            *send = self.rest(peer, payload(peer));
-            count += 1;
+        for (turn, (send, peer)) in sends.iter_mut().zip(peers_from(rank, world_size)).enumerate() {
+            *send = SendOp {
+                after: (turn > 0).then(|| (rank + world_size - turn) % world_size),
+                ..self.rest(peer, payload(peer))
+            };
         }
-        (sends, count)
+        sends
     }
 }
 
@@ -244,8 +245,15 @@ pub(super) fn exchange<'a>(
     for peer in peers(rank, world_size) {
         outbox.address_marked(peer, expected, nonfinite, payload(peer).len());
     }
-    let (sends, count) = outbox.rests(peers(rank, world_size), |peer| payload(peer));
-    let mut found = transfer(call, &sends[..count], recvs, |_| expected, &mut |_, _, _| Ok(()), stats)?;
+    let sends = outbox.rests(|peer| payload(peer));
+    let mut found = transfer(
+        call,
+        &sends[..world_size - 1],
+        recvs,
+        |_| expected,
+        &mut |_, _, _| Ok(()),
+        stats,
+    )?;
     if nonfinite {
         found.insert(rank);
     }

@@ -39,7 +39,8 @@ fn scatter(run: &mut Run<'_, '_>, slices: &Slices<'_>) -> Result<RankSet, Exchan
         rest = tail;
         outbox.address(owner, expected, frame.len());
         let seen = encode_slice(call, slices, owner, run.input, frame, stats, |ready, stats| {
-            if owner == rank {
+            // Only the first of the turns that `rests` takes.
+            if owner != (rank + 1) % world_size {
                 return Ok(());
             }
             outbox.offer(owner, ready, stats)
@@ -51,8 +52,16 @@ fn scatter(run: &mut Run<'_, '_>, slices: &Slices<'_>) -> Result<RankSet, Exchan
     let terms = Term::of_all(slices.codec(rank), rank, &frames[rank][..body_len]);
     let (rows, width) = (slices.rows(rank), slices.width(rank));
     let mut adding = InOrder::new(&terms[..world_size], rows, width, call.dtype, sum);
-    let (sends, count) = outbox.rests(peers(rank, world_size), |peer| frames[peer]);
-    let found = add_up(call, &sends[..count], expected, &mut adding, room, stats, |_| {})?;
+    let sends = outbox.rests(|peer| frames[peer]);
+    let found = add_up(
+        call,
+        &sends[..world_size - 1],
+        expected,
+        &mut adding,
+        room,
+        stats,
+        |_| {},
+    )?;
     Ok(found.with(marks))
 }
 
@@ -74,14 +83,14 @@ fn gather(run: &mut Run<'_, '_>, slices: &Slices<'_>, marks: RankSet) -> Result<
         outbox.address(peer, gather.expected(rank), own.len());
     }
     encode_sum(call, &gather.codec(rank), sum, own, marks, stats, |ready, stats| {
-        peers_from(rank, world_size).try_for_each(|peer| outbox.offer(peer, ready, stats))
+        outbox.offer((rank + 1) % world_size, ready, stats)
     })?;
     let own = &own[..];
-    let (sends, count) = outbox.rests(peers_from(rank, world_size), |_| own);
+    let sends = outbox.rests(|_| own);
     let mut delivery = Delivery::new(slices, call.dtype, block, run.output);
     // Its own slice first, while the others' are on their way.
     gather.place_own(rank, own, &mut delivery, stats)?;
     let incoming = peers(rank, world_size).map(|peer| (peer, peer));
-    let found = gather.deliver(&sends[..count], incoming, &mut delivery, room, stats)?;
+    let found = gather.deliver(&sends[..world_size - 1], incoming, &mut delivery, room, stats)?;
     Ok(found.with(marks))
 }

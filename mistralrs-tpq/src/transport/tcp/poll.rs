@@ -13,7 +13,10 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use super::link::Link;
 use super::state::MeshState;
-use crate::transport::{Arrival, RecvOp, Rejected, SendOp, TransportError, MAX_RANKS};
+use crate::transport::{Arrival, RecvOp, Rejected, SendOp, TransportError, HEAD_START, MAX_RANKS};
+
+/// How long nothing may move before sends stop taking turns.
+const STALL: Duration = Duration::from_millis(100);
 
 type OnProgress<'a> = dyn FnMut(Arrival<'_>) -> Result<(), Rejected> + 'a;
 
@@ -28,11 +31,14 @@ pub(super) fn transfer(
     let mut sent = [0_usize; MAX_RANKS];
     let mut received = [0_usize; MAX_RANKS];
     let mut last_move = Instant::now();
+    let mut turns = true;
     loop {
         let mut moved = false;
         let mut open = false;
         for (op, at) in sends.iter().zip(&mut sent) {
-            moved |= push(mesh, op, at, last_move)?;
+            if !turns || may_start(op, recvs, &received) {
+                moved |= push(mesh, op, at, last_move)?;
+            }
             open |= *at < send_len(op);
         }
         for (op, at) in recvs.iter_mut().zip(&mut received) {
@@ -54,11 +60,25 @@ pub(super) fn transfer(
         if idle >= deadline {
             return Err(mesh.fail(timeout(sends, &sent, recvs, &received, idle)));
         }
+        if idle >= STALL {
+            // Whoever this rank waits for, others do not have to: each names the rank that is silent, not this one.
+            turns = false;
+        }
         if idle < mesh.busy_poll {
             // Yielding and not spinning: with more ranks than cores the peer may need this very core to answer.
             std::thread::yield_now();
         } else {
-            sleep(mesh, sends, &sent, recvs, &received, deadline - idle)?;
+            let patience = if turns { STALL.min(deadline) } else { deadline };
+            let ready = |op: &SendOp<'_>| !turns || may_start(op, recvs, &received);
+            sleep(
+                mesh,
+                sends,
+                &sent,
+                ready,
+                recvs,
+                &received,
+                patience.saturating_sub(idle),
+            )?;
         }
     }
 }
@@ -131,6 +151,7 @@ fn sleep(
     mesh: &MeshState,
     sends: &[SendOp<'_>],
     sent: &[usize],
+    ready: impl Fn(&SendOp<'_>) -> bool,
     recvs: &[RecvOp<'_>],
     received: &[usize],
     patience: Duration,
@@ -142,7 +163,8 @@ fn sleep(
         fds[count] = PollFd::new(link(mesh, op.from)?.as_fd(), PollFlags::POLLIN);
         count += 1;
     }
-    for (op, _) in sends.iter().zip(sent).filter(|(op, at)| **at < send_len(op)) {
+    let wanting = sends.iter().zip(sent).filter(|(op, at)| **at < send_len(op));
+    for (op, _) in wanting.filter(|(op, _)| ready(op)) {
         fds[count] = PollFd::new(link(mesh, op.to)?.as_fd(), PollFlags::POLLOUT);
         count += 1;
     }
@@ -189,6 +211,14 @@ fn link(mesh: &MeshState, rank: usize) -> Result<&Link, TransportError> {
         what: "no connection to this rank",
         rank,
     })
+}
+
+/// Whether the message that `op` comes after is here, nearly.
+fn may_start(op: &SendOp<'_>, recvs: &[RecvOp<'_>], received: &[usize]) -> bool {
+    let before = op
+        .after
+        .and_then(|rank| recvs.iter().position(|recv| recv.from == rank));
+    before.is_none_or(|at| received[at] + HEAD_START >= recv_len(&recvs[at]))
 }
 
 const fn send_len(op: &SendOp<'_>) -> usize {
