@@ -186,7 +186,6 @@ fn a_message_larger_than_any_socket_buffer_does_not_deadlock(kind: Kind) {
         let sends = [SendOp {
             to: 1 - rank,
             parts: [b"head", &out],
-            after: None,
         }];
         let mut recvs = [RecvOp {
             from: 1 - rank,

@@ -119,7 +119,6 @@ impl<'c> Outbox<'c> {
         let sent = self.sent[to];
         SendOp {
             to,
-            after: None,
             parts: [
                 &self.headers[to][sent.min(FRAME_HEADER_LEN)..],
                 &payload[sent.saturating_sub(FRAME_HEADER_LEN)..],
@@ -127,20 +126,16 @@ impl<'c> Outbox<'c> {
         }
     }
 
-    /// What is left of the frames to all peers, by turns: rank r starts with r + 1 and goes on to r + 2 when the frame of
-    /// r - 1 is nearly here, so that at any time each link carries one frame in each direction.
+    /// What is left of the frames to all peers, each rank's from another start: while all are at the same turn, each link
+    /// carries one frame in each direction.
     pub(super) fn rests<'a>(&'a self, payload: impl Fn(usize) -> &'a [u8]) -> [SendOp<'a>; MAX_RANKS] {
         let (rank, world_size) = self.call.place();
         let mut sends = [SendOp {
             to: 0,
             parts: [&[], &[]],
-            after: None,
         }; MAX_RANKS];
-        for (turn, (send, peer)) in sends.iter_mut().zip(peers_from(rank, world_size)).enumerate() {
-            *send = SendOp {
-                after: (turn > 0).then(|| (rank + world_size - turn) % world_size),
-                ..self.rest(peer, payload(peer))
-            };
+        for (send, peer) in sends.iter_mut().zip(peers_from(rank, world_size)) {
+            *send = self.rest(peer, payload(peer));
         }
         sends
     }

@@ -31,15 +31,7 @@ pub const MAX_RANKS: usize = 64;
 pub struct SendOp<'a> {
     pub to: usize,
     pub parts: [&'a [u8]; 2],
-    /// Not before the message from this rank, of the same transfer, is here but for [`HEAD_START`] bytes. Ranks that all
-    /// send to all take turns by it, so that each link carries one message at a time: three at once left a link idle for
-    /// 15% of the time. A transport may ignore it; without such a message there is nothing to wait for.
-    pub after: Option<usize>,
 }
-
-/// Bytes that may be missing of a message when the one [`SendOp::after`] it starts: enough to keep a link of 1 Gbit/s busy
-/// for half a millisecond.
-pub const HEAD_START: usize = 64 << 10;
 
 /// Room for the bytes of one peer. Both lengths are exact: the receiver knows them from what all ranks share.
 #[derive(Debug)]
@@ -89,7 +81,7 @@ pub trait Transport: fmt::Debug + Send + Sync {
     fn world_size(&self) -> usize;
 
     /// Runs all sends and receives at once and returns when all are done; at most one of each per peer. No message
-    /// is too large for it: reads and writes interleave. Calls from several threads run one after another.
+    /// is too large for it: reads and writes interleave. Sends may be served in their order. Calls from several threads run one after another.
     ///
     /// `deadline` is how long nothing at all may move; a slow link that still delivers is not an error.
     ///

@@ -108,7 +108,6 @@ mod tests {
                             .map(|&to| SendOp {
                                 to,
                                 parts: [b"head", b"body"],
-                                after: None,
                             })
                             .collect();
                         let mut room = [[0; 8]; 2];

@@ -227,17 +227,14 @@ pub fn operations_that_do_not_fit_the_group_are_refused_and_harm_nothing(kind: K
         let twice = [SendOp {
             to: peer,
             parts: [b"a", b"b"],
-            after: None,
         }; 2];
         let bad = [SendOp {
             to: 2,
             parts: [b"a", b"b"],
-            after: None,
         }];
         let own = [SendOp {
             to: rank,
             parts: [b"a", b"b"],
-            after: None,
         }];
         for sends in [&twice[..], &bad[..], &own[..]] {
             let error = transport

@@ -1,5 +1,8 @@
 //! The hot path: one transfer over the mesh, in the calling thread, without allocating.
 //!
+//! Messages are handed to the kernel one after the other, in the order of the sends: with three at once, TCP shares a rank's
+//! link unevenly, and 512 x 4096 values over four ranks at 100 Mbit/s took 1.17 times the wire's time.
+//!
 //! Each pass tries every unfinished write and read once. A pass that moves nothing is repeated for `busy_poll` (a
 //! decode step answers within microseconds, a sleeping thread takes tens of them to wake), then the thread sleeps in
 //! poll(2).
@@ -13,9 +16,9 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use super::link::Link;
 use super::state::MeshState;
-use crate::transport::{Arrival, RecvOp, Rejected, SendOp, TransportError, HEAD_START, MAX_RANKS};
+use crate::transport::{Arrival, RecvOp, Rejected, SendOp, TransportError, MAX_RANKS};
 
-/// How long nothing may move before sends stop taking turns.
+/// How long nothing may move before sends stop to wait for the one before.
 const STALL: Duration = Duration::from_millis(100);
 
 type OnProgress<'a> = dyn FnMut(Arrival<'_>) -> Result<(), Rejected> + 'a;
@@ -31,15 +34,18 @@ pub(super) fn transfer(
     let mut sent = [0_usize; MAX_RANKS];
     let mut received = [0_usize; MAX_RANKS];
     let mut last_move = Instant::now();
-    let mut turns = true;
+    let mut in_turn = true;
     loop {
         let mut moved = false;
         let mut open = false;
         for (op, at) in sends.iter().zip(&mut sent) {
-            if !turns || may_start(op, recvs, &received) {
-                moved |= push(mesh, op, at, last_move)?;
+            moved |= push(mesh, op, at, last_move)?;
+            if *at < send_len(op) {
+                open = true;
+                if in_turn {
+                    break;
+                }
             }
-            open |= *at < send_len(op);
         }
         for (op, at) in recvs.iter_mut().zip(&mut received) {
             moved |= pull(mesh, op, at, last_move, on_progress)?;
@@ -60,21 +66,18 @@ pub(super) fn transfer(
         if idle >= deadline {
             return Err(mesh.fail(timeout(sends, &sent, recvs, &received, idle)));
         }
-        if idle >= STALL {
-            // Whoever this rank waits for, others do not have to: each names the rank that is silent, not this one.
-            turns = false;
-        }
+        // The peer whose turn it is does not read; the others need not wait for it.
+        in_turn &= idle < STALL;
         if idle < mesh.busy_poll {
             // Yielding and not spinning: with more ranks than cores the peer may need this very core to answer.
             std::thread::yield_now();
         } else {
-            let patience = if turns { STALL.min(deadline) } else { deadline };
-            let ready = |op: &SendOp<'_>| !turns || may_start(op, recvs, &received);
+            let patience = if in_turn { STALL.min(deadline) } else { deadline };
             sleep(
                 mesh,
                 sends,
                 &sent,
-                ready,
+                in_turn,
                 recvs,
                 &received,
                 patience.saturating_sub(idle),
@@ -151,7 +154,7 @@ fn sleep(
     mesh: &MeshState,
     sends: &[SendOp<'_>],
     sent: &[usize],
-    ready: impl Fn(&SendOp<'_>) -> bool,
+    in_turn: bool,
     recvs: &[RecvOp<'_>],
     received: &[usize],
     patience: Duration,
@@ -163,8 +166,8 @@ fn sleep(
         fds[count] = PollFd::new(link(mesh, op.from)?.as_fd(), PollFlags::POLLIN);
         count += 1;
     }
-    let wanting = sends.iter().zip(sent).filter(|(op, at)| **at < send_len(op));
-    for (op, _) in wanting.filter(|(op, _)| ready(op)) {
+    let unfinished = sends.iter().zip(sent).filter(|(op, at)| **at < send_len(op));
+    for (op, _) in unfinished.take(if in_turn { 1 } else { sends.len() }) {
         fds[count] = PollFd::new(link(mesh, op.to)?.as_fd(), PollFlags::POLLOUT);
         count += 1;
     }
@@ -211,14 +214,6 @@ fn link(mesh: &MeshState, rank: usize) -> Result<&Link, TransportError> {
         what: "no connection to this rank",
         rank,
     })
-}
-
-/// Whether the message that `op` comes after is here, nearly.
-fn may_start(op: &SendOp<'_>, recvs: &[RecvOp<'_>], received: &[usize]) -> bool {
-    let before = op
-        .after
-        .and_then(|rank| recvs.iter().position(|recv| recv.from == rank));
-    before.is_none_or(|at| received[at] + HEAD_START >= recv_len(&recvs[at]))
 }
 
 const fn send_len(op: &SendOp<'_>) -> usize {

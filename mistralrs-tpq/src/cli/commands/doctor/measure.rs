@@ -101,7 +101,6 @@ fn send(mesh: &dyn Transport, to: usize, bytes: &[u8], patience: Duration) -> Re
     let send = SendOp {
         to,
         parts: [bytes, &[]],
-        after: None,
     };
     mesh.transfer(&[send], &mut [], patience, &mut |_| Ok(()))
 }
