@@ -11,7 +11,9 @@ fn bench_engine_tells_exchange_time_and_bytes_of_both_codecs() {
     let (dir, _) = model::checkpoint(folder.path(), "tiny-llama", 1, 0);
     let config = model::config(folder.path(), "tpq", "{kind: dynamic}", model::GROUP);
     let mut command = tpq();
-    command.args(["bench", "engine", "-n", "2", "--cpu", "--json", "--runs", "1"]);
+    command.args([
+        "bench", "engine", "-n", "2", "--cpu", "--dtype", "f32", "--json", "--runs", "1",
+    ]);
     command.args(["--prompt", "96", "--generate", "4"]);
     command.arg("--config").arg(&config).arg("--model").arg(&dir);
     let output = succeed(command, LIMIT);
@@ -30,7 +32,7 @@ fn bench_engine_tells_exchange_time_and_bytes_of_both_codecs() {
         assert!(share > 0.0 && share < 1.0, "{row}");
         assert!(row["decode_tokens_per_s"].as_f64().unwrap() > 0.0, "{row}");
     }
-    // The model is F32: 32 bits a value against 4.5, and 40 bytes a frame.
+    // 32 bits a value against 4.5, and 40 bytes a frame.
     let bytes = |row: usize| rows[row]["prefill_bytes_per_rank"].as_u64().unwrap();
     assert!(bytes(0) > 6 * bytes(1), "{} and {}", bytes(0), bytes(1));
 }
