@@ -84,4 +84,7 @@ pub mod cli;
 pub mod serve;
 
 #[cfg(feature = "engine")]
-pub use engine::install;
+pub use engine::{install, install_from, install_plan};
+
+/// Of this crate.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

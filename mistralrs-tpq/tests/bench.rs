@@ -87,6 +87,31 @@ fn a_table_and_a_plot_are_written() {
 }
 
 #[test]
+fn encrypted_ranks_are_measured_and_get_the_same_sums() {
+    let (ok, text) = tpq(&[
+        "bench",
+        "exchange",
+        "-n",
+        "3",
+        "--encrypt",
+        "--min-bytes",
+        "65536",
+        "--max-bytes",
+        "65536",
+        "--codec",
+        "dynamic",
+        "--algorithm",
+        "one_shot,two_shot",
+        "--seconds",
+        "0.01",
+        "--json",
+    ]);
+    assert!(ok, "{text}");
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert!(text.lines().all(|row| row.contains("\"wrong\":0")), "{text}");
+}
+
+#[test]
 fn what_does_not_exist_is_a_usage_error_that_names_it() {
     let mut command = Command::cargo_bin("tpq").unwrap();
     command

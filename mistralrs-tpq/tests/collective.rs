@@ -3,6 +3,8 @@
 
 #[path = "collective/algorithms.rs"]
 mod algorithms;
+#[path = "collective/batch.rs"]
+mod batch;
 #[path = "collective/coarse.rs"]
 mod coarse;
 #[path = "collective/failures.rs"]

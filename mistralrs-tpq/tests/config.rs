@@ -146,7 +146,7 @@ fn an_unknown_key_names_file_line_path_and_the_nearest_key() {
     assert_eq!(
         error_in("exchange:\n  # a comment\n  algoritm: auto"),
         "conf/tpq.yaml:5: unknown key `exchange.algoritm`, did you mean `exchange.algorithm`?; \
-         keys here: algorithm, gather_bits, nonfinite, min_tokens, min_bytes, prefill_only, table"
+         keys here: algorithm, batch_invariant, gather_bits, nonfinite, min_tokens, min_bytes, prefill_only, table"
     );
     let top = error_in("codecs: {kind: none}");
     assert!(
@@ -473,6 +473,66 @@ fn the_environment_overrides_the_file_and_the_file_overrides_ring_config() {
     );
 }
 
+const HEAD: [(&str, &str); 3] = [
+    ("MISTRALRS_MN_GLOBAL_WORLD_SIZE", "3"),
+    ("MISTRALRS_MN_HEAD_NUM_WORKERS", "2"),
+    ("MISTRALRS_MN_HEAD_PORT", "7700"),
+];
+const WORKER: [(&str, &str); 3] = [
+    ("MISTRALRS_MN_GLOBAL_WORLD_SIZE", "3"),
+    ("MISTRALRS_MN_WORKER_SERVER_ADDR", "10.0.0.1:7700"),
+    ("MISTRALRS_MN_WORKER_ID", "1"),
+];
+
+#[test]
+fn the_variables_of_the_engines_multi_node_mode_make_a_head_and_its_workers() {
+    let place = |variables: &[(&str, &str)]| match topology(NONE, variables) {
+        Ok(Topology::MultiNode(node)) => (
+            node.rank,
+            node.world_size,
+            node.port,
+            node.head.map(|head| head.to_string()),
+        ),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(place(&HEAD), (0, 3, 7700, None));
+    assert_eq!(place(&WORKER), (2, 3, 7702, Some("10.0.0.1:7700".to_owned())));
+    let with_ring = [&HEAD[..], &[("RING_CONFIG", "r.json")]].concat();
+    assert_eq!(topology(NONE, &with_ring), Ok(Topology::Ring(PathBuf::from("r.json"))));
+}
+
+#[test]
+fn a_wrong_variable_of_the_multi_node_mode_is_named_with_its_value() {
+    let message = |variables: &[(&str, &str)], changed: (&'static str, &'static str)| {
+        let mut variables: Vec<_> = variables
+            .iter()
+            .filter(|(name, _)| *name != changed.0)
+            .copied()
+            .collect();
+        variables.push(changed);
+        topology(NONE, &variables).unwrap_err().to_string()
+    };
+    for (variables, changed) in [
+        (HEAD, ("MISTRALRS_MN_GLOBAL_WORLD_SIZE", "three")),
+        (HEAD, ("MISTRALRS_MN_LOCAL_WORLD_SIZE", "2")),
+        (HEAD, ("MISTRALRS_MN_HEAD_NUM_WORKERS", "3")),
+        (HEAD, ("MISTRALRS_MN_HEAD_PORT", "0")),
+        (HEAD, ("MISTRALRS_MN_HEAD_PORT", "")),
+        (WORKER, ("MISTRALRS_MN_WORKER_SERVER_ADDR", "10.0.0.1")),
+        (WORKER, ("MISTRALRS_MN_WORKER_SERVER_ADDR", "10.0.0.1:65535")),
+        (WORKER, ("MISTRALRS_MN_WORKER_SERVER_ADDR", "")),
+        (WORKER, ("MISTRALRS_MN_WORKER_ID", "2")),
+        (WORKER, ("MISTRALRS_MN_WORKER_ID", "")),
+    ] {
+        let text = message(&variables, changed);
+        let (name, value) = changed;
+        assert!(
+            text.contains(&format!("environment variable {name} is ")) && text.contains(value),
+            "{changed:?}: {text}"
+        );
+    }
+}
+
 #[test]
 fn the_rank_may_come_from_either_variable() {
     let rank = |variables: &[(&str, &str)]| match topology(TWO, variables) {
@@ -616,13 +676,38 @@ fn the_policy_digest_covers_what_ranks_must_agree_on_and_nothing_else() {
         "gather_bits: 4",
         "min_bytes: 1",
         "prefill_only: true",
+        "batch_invariant: false",
     ] {
         all.push(digest(&format!("{NONE}exchange: {{{exchange}}}\n")));
     }
     let distinct: std::collections::BTreeSet<_> = all.iter().collect();
     assert_eq!(distinct.len(), all.len());
     // Pinned: ranks of different builds compare it.
-    assert_eq!(base.short(), "b1fd4257");
+    assert_eq!(base.short(), "0def9ae9");
+}
+
+#[test]
+fn batch_invariance_is_the_default_and_not_to_be_had_with_keys_that_break_it() {
+    let invariant = |exchange: &str| {
+        parse(&format!("{NONE}exchange: {{{exchange}}}\n"))
+            .exchange
+            .batch_invariant
+    };
+    assert!(invariant("") && invariant("algorithm: two_shot") && invariant("min_bytes: 0"));
+    assert!(!invariant("batch_invariant: false"));
+    for (key, named) in [
+        ("algorithm: ring", "`exchange.algorithm: ring`"),
+        ("min_tokens: 2", "`exchange.min_tokens`"),
+        ("min_bytes: 2", "`exchange.min_bytes`"),
+        ("prefill_only: true", "`exchange.prefill_only`"),
+    ] {
+        assert!(!invariant(key), "{key}");
+        let message = error_in(&format!("exchange: {{{key}, batch_invariant: true}}"));
+        assert!(
+            message.contains("`exchange.batch_invariant` is true") && message.contains(named),
+            "{message}"
+        );
+    }
 }
 
 #[test]

@@ -11,10 +11,19 @@ mod architectures;
 mod bench;
 #[path = "engine/calibration.rs"]
 mod calibration;
+#[cfg(target_os = "linux")]
+#[path = "engine/capture.rs"]
+mod capture;
 #[path = "engine/install.rs"]
 mod install;
 #[path = "engine/load.rs"]
 mod load;
+#[path = "engine/migrate.rs"]
+mod migrate;
+#[path = "engine/openai.rs"]
+mod openai;
+#[path = "engine/programs.rs"]
+mod programs;
 #[path = "engine/quality.rs"]
 mod quality;
 #[path = "engine/recovery.rs"]

@@ -213,6 +213,25 @@ fn a_cut_connection_is_reported_by_both_ranks() {
 }
 
 #[test]
+fn a_slow_link_is_no_error_unless_nothing_moves_for_the_timeout() {
+    for (delay, fails) in [(300, false), (4000, true)] {
+        let pair = Pair::join(|config| config.encrypt = true);
+        pair.proxy
+            .tamper(move |flow, _| thread::sleep(Duration::from_millis(if flow.data { delay } else { 0 })));
+        let start = Instant::now();
+        let results = pair.exchange();
+        if fails {
+            assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+            let errors: Vec<String> = results.into_iter().filter_map(Result::err).collect();
+            let named = |rank: &str| errors.iter().any(|error| error.contains(rank));
+            assert!(named("rank 0") || named("rank 1"), "{errors:?}");
+        } else {
+            assert!(results[0].is_ok() && results[0] == results[1], "{results:?}");
+        }
+    }
+}
+
+#[test]
 fn a_rank_that_goes_silent_while_nobody_waits_for_it_ends_the_group() {
     let pair = Pair::join(|config| {
         (config.timeout, config.heartbeat) = (Duration::from_secs(1), Duration::from_millis(50));

@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 pub struct Args {
     /// Project folder to work on instead of the one xtask was built in
     #[arg(long, global = true, hide = true, value_name = "DIR")]
-    pub root: Option<PathBuf>,
+    pub project: Option<PathBuf>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -24,6 +24,8 @@ pub enum Command {
     Setup(SetupArgs),
     /// Set up the engine and build target/release/{tpq,mistralrs-server}
     Build,
+    /// Set up the engine and install tpq, mistralrs-server and mistralrs with `cargo install`
+    Install(InstallArgs),
     /// Build, then calibrate, evaluate and serve the demo model on local ranks; ends by itself
     Demo(DemoArgs),
     /// Run the tests: the fast ones without the engine first, then everything
@@ -64,6 +66,21 @@ pub struct SetupArgs {
 
     /// Overwrite files in engine/ that were edited by hand
     #[arg(long, conflicts_with = "engine_dir")]
+    pub force: bool,
+}
+
+#[derive(Debug, Default, clap::Args)]
+pub struct InstallArgs {
+    /// Install into DIR/bin instead of cargo's own folder; example: --root /usr/local
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+
+    /// Features of mistralrs-tpq, separated by commas
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub features: Vec<String>,
+
+    /// Replace programs of the same name that another `cargo install` put there
+    #[arg(long)]
     pub force: bool,
 }
 

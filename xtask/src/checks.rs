@@ -16,6 +16,8 @@ use crate::workspace::Workspace;
 
 const XTASK: [&str; 2] = ["--manifest-path", "xtask/Cargo.toml"];
 const CRATE: [&str; 2] = ["-p", "mistralrs-tpq"];
+/// What `cargo build` leaves out: the engine's command, and a program of one's own. They share the engine's build.
+const PROGRAMS: [&str; 4] = ["-p", "mistralrs-cli", "-p", "embed"];
 /// The profile of the binaries: tests with the engine and the demo share one build of it.
 const RELEASE: [&str; 1] = ["--release"];
 const WITHOUT_ENGINE: [&str; 1] = ["--no-default-features"];
@@ -40,7 +42,7 @@ pub fn ci(workspace: &Workspace) -> Result<ExitCode> {
     )?;
     run.setup()?;
     // Not `--all`: that would format the engine crates too, which are path dependencies.
-    run.step("fmt", &[&["fmt"], &CRATE[..], &["--", "--check"]])?;
+    run.step("fmt", &[&["fmt"], &CRATE[..], &["-p", "embed", "--", "--check"]])?;
     // `-D warnings` after `--` reaches workspace members only, so warnings of the engine crates fail nothing.
     let clippy: [&[&str]; 3] = [&["clippy"], &CRATE, &["--all-targets"]];
     run.step(
@@ -87,7 +89,13 @@ impl<'a> Run<'a> {
             // nextest runs no documentation tests; first, so that its summary is what ends the output.
             self.step("documentation tests", &[&["test", "--release", "--doc"], &CRATE[..]])?;
         }
-        self.step("all tests", &[runner, &RELEASE, &CRATE])
+        self.step("all tests", &[runner, &RELEASE, &CRATE])?;
+        self.step("other programs", &[&["build"], &RELEASE[..], &PROGRAMS])?;
+        let ignored = ["--", "--ignored", "programs::"];
+        self.step(
+            "tests of all programs",
+            &[&["test"], &RELEASE[..], &CRATE, &["--test", "engine"], &ignored],
+        )
     }
 
     fn has_nextest(&self) -> bool {
@@ -134,7 +142,7 @@ impl<'a> Run<'a> {
     fn demo(&mut self) -> Result<()> {
         let mut xtask = Command::new(std::env::current_exe().context("cannot find xtask itself")?);
         xtask
-            .arg("--root")
+            .arg("--project")
             .arg(self.workspace.root())
             .args(["demo", "--json"])
             .stderr(Stdio::inherit());

@@ -3,6 +3,7 @@
 //! ```text
 //! setup   published engine crates (or a checkout) + patches/<version>/*.patch -> engine/
 //! build   setup, then target/release/{tpq,mistralrs-server}
+//! install setup, then `cargo install` of those and mistralrs
 //! demo    build, calibrate, evaluate, serve and stream on local ranks, one table
 //! cuda-check  the CUDA kernels for each architecture, without a GPU
 //! test    the engine-free tests first, then everything
@@ -15,6 +16,7 @@ pub mod build;
 pub mod checks;
 pub mod cuda_check;
 pub mod demo;
+pub mod install;
 pub mod setup;
 pub mod steps;
 pub mod workspace;

@@ -3,17 +3,18 @@ use std::process::ExitCode;
 use clap::Parser;
 use xtask::args::{Args, Command};
 use xtask::workspace::Workspace;
-use xtask::{build, checks, cuda_check, demo, setup};
+use xtask::{build, checks, cuda_check, demo, install, setup};
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let workspace = match args.root {
+    let workspace = match args.project {
         Some(root) => Workspace::at(root),
         None => Workspace::of_this_project(),
     };
     let result = match &args.command {
         Command::Setup(options) => setup::run(&workspace, options),
         Command::Build => build::run(&workspace),
+        Command::Install(options) => install::run(&workspace, options),
         Command::Demo(options) => demo::run(&workspace, options),
         Command::Test(options) => checks::test(&workspace, options),
         Command::CudaCheck => cuda_check::run(&workspace),

@@ -56,7 +56,7 @@ impl Project {
 
     fn command(&self, options: &[&str], variable: Option<&str>) -> Command {
         let mut xtask = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        xtask.arg("--root").arg(self.folder.path()).arg("demo").args(options);
+        xtask.arg("--project").arg(self.folder.path()).arg("demo").args(options);
         // Nothing is downloaded, and the build of the stand-ins shares no lock with the one that runs this test.
         xtask
             .env("CARGO_NET_OFFLINE", "true")

@@ -140,7 +140,7 @@ impl Project {
     fn run(&self, options: &[&str]) -> Outcome {
         let mut xtask = Command::new(env!("CARGO_BIN_EXE_xtask"));
         let output = xtask
-            .arg("--root")
+            .arg("--project")
             .arg(self.path("root"))
             .arg("setup")
             .args(options)

@@ -98,6 +98,8 @@ pub trait Codec: std::fmt::Debug + Send + Sync {
 
     /// The codec cut into `ways` by features, at [`split_bounds`]: for exchanges of fewer tokens than ranks. Made at the
     /// first call and kept. `None`: this codec cannot be cut, and such exchanges are cut by tokens, unevenly.
+    ///
+    /// A part decodes to the same bits as its features in a whole row: a token's sum must not depend on how many there are.
     fn split(&self, ways: usize) -> Option<Split> {
         let _ = ways;
         None

@@ -8,8 +8,9 @@ use crate::exchange::{Algorithm, GatherBits, LinkTable};
 use serde_yaml::Value;
 use std::path::Path;
 
-pub(super) const KEYS: [&str; 7] = [
+pub(super) const KEYS: [&str; 8] = [
     "algorithm",
+    "batch_invariant",
     "gather_bits",
     "nonfinite",
     "min_tokens",
@@ -32,6 +33,8 @@ pub enum Nonfinite {
 #[non_exhaustive]
 pub struct ExchangePlan {
     pub algorithm: Algorithm,
+    /// A request's exchanges have the same bits whatever else is being served.
+    pub batch_invariant: bool,
     pub gather_bits: GatherBits,
     pub nonfinite: Nonfinite,
     /// Exchanges of fewer tokens stay lossless; 0: none do.
@@ -53,7 +56,8 @@ impl ExchangePlan {
             Some(8) => GatherBits::Eight,
             Some(other) => return Err(section.wrong("gather_bits", &Value::from(other), "4 or 8")),
         };
-        Ok(Self {
+        let plan = Self {
+            batch_invariant: false,
             algorithm: section.choice("algorithm", &algorithms)?.unwrap_or_default(),
             gather_bits,
             nonfinite: section.choice("nonfinite", &nonfinite)?.unwrap_or(Nonfinite::Fail),
@@ -63,7 +67,33 @@ impl ExchangePlan {
             min_bytes: section.integer("min_bytes", 0, u64::from(u32::MAX))?.unwrap_or(0),
             prefill_only: section.boolean("prefill_only")?.unwrap_or(false),
             table: table(section, origin)?,
+        };
+        let batch_invariant = match (section.boolean("batch_invariant")?, plan.depends_on_the_batch()) {
+            (Some(true), Some(key)) => {
+                return Err(section.wrong_text(
+                    "batch_invariant",
+                    "true",
+                    &format!("false, or no `exchange.{key}`, which makes a sum depend on what else is in the batch"),
+                ))
+            }
+            (wanted, conflict) => wanted.unwrap_or(conflict.is_none()),
+        };
+        Ok(Self {
+            batch_invariant,
+            ..plan
         })
+    }
+
+    /// The key with which a token's sum cannot be the same alone and in company, if there is one.
+    fn depends_on_the_batch(&self) -> Option<&'static str> {
+        let keys = [
+            ("algorithm: ring", self.algorithm == Algorithm::Ring),
+            ("min_tokens", self.min_tokens > 0),
+            ("min_bytes", self.min_bytes > 0),
+            // What the prefix cache keeps of a decode step is then not what a prefill of the same text makes.
+            ("prefill_only", self.prefill_only),
+        ];
+        keys.into_iter().find(|(_, set)| *set).map(|(key, _)| key)
     }
 
     /// One line for each decision that all ranks must share; goes into the policy digest.
@@ -78,9 +108,10 @@ impl ExchangePlan {
             kbyte_per_s,
         } = self.table;
         format!(
-            "algorithm={}\ngather_bits={}\nnonfinite={nonfinite}\nmin_tokens={}\nmin_bytes={}\nprefill_only={}\n\
+            "algorithm={}\nbatch_invariant={}\ngather_bits={}\nnonfinite={nonfinite}\nmin_tokens={}\nmin_bytes={}\nprefill_only={}\n\
              table={latency_ns} {message_ns} {kbyte_per_s}\n",
             self.algorithm.name(),
+            self.batch_invariant,
             self.gather_bits.bits(),
             self.min_tokens,
             self.min_bytes,

@@ -17,6 +17,7 @@
 pub mod defaults;
 mod error;
 mod exchange;
+mod multi_node;
 mod peer;
 mod plan;
 mod raw;
@@ -27,8 +28,10 @@ mod topology;
 pub(crate) use error::nearest;
 pub use error::{At, ConfigError};
 pub use exchange::{read_table, table_text, ExchangePlan, Nonfinite};
+pub use multi_node::MultiNode;
 pub use peer::PeerAddr;
 pub use plan::{CalibrationPlan, CodecPlan, Fraction, Group, Links, OutlierCount, Plan};
+pub use secret::environment_secret;
 pub use source::{Source, CONFIG_VARIABLE};
 pub use topology::{Environment, Membership, Topology, TopologySource};
 pub(crate) use topology::{

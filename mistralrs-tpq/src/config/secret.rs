@@ -18,17 +18,26 @@ impl Plan {
     /// # Errors
     /// A file that cannot be read, a secret that is too short. The secret itself is in no message.
     pub fn secret(&self, environment: &Environment) -> Result<Option<Secret>, ConfigError> {
-        if let Some(text) = environment.get(SECRET) {
-            return parse(text.as_encoded_bytes(), SECRET.to_owned()).map(Some);
-        }
-        if let Some(path) = environment.get(SECRET_FILE) {
-            return read(Path::new(path), SECRET_FILE).map(Some);
+        if let Some(secret) = environment_secret(environment)? {
+            return Ok(Some(secret));
         }
         self.secret_file
             .as_deref()
             .map(|path| read(path, "`group.secret_file`"))
             .transpose()
     }
+}
+
+/// The secret of TPQ_SECRET, else of the file that TPQ_SECRET_FILE names, else none.
+///
+/// # Errors
+/// As for [`Plan::secret`].
+pub fn environment_secret(environment: &Environment) -> Result<Option<Secret>, ConfigError> {
+    if let Some(text) = environment.get(SECRET) {
+        return parse(text.as_encoded_bytes(), SECRET.to_owned()).map(Some);
+    }
+    let path = environment.get(SECRET_FILE);
+    path.map(|path| read(Path::new(path), SECRET_FILE)).transpose()
 }
 
 fn read(path: &Path, named_by: &str) -> Result<Secret, ConfigError> {

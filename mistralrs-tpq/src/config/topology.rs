@@ -1,10 +1,11 @@
 //! Which rank this process is, and where the others are.
 //!
 //! First that answers wins: the environment (`TPQ_RANK` with `TPQ_PEERS`, as `tpq launch` sets them), `group` in the file,
-//! `RING_CONFIG` of an existing mistral.rs deployment, a single process.
+//! `RING_CONFIG` or `MISTRALRS_MN_*` of an existing mistral.rs deployment, a single process.
 
 use super::defaults::MAX_WORLD_SIZE;
 use super::error::ConfigError;
+use super::multi_node::{self, MultiNode};
 use super::peer::{self, PeerAddr};
 use super::plan::{Group, Plan};
 use std::collections::BTreeMap;
@@ -33,6 +34,8 @@ pub enum Topology {
     Group(Membership),
     /// The path in `RING_CONFIG`; it names neighbours only, so resolving it takes a conversation with them.
     Ring(PathBuf),
+    /// From the variables MISTRALRS_MN_*: workers know the head's address only, so resolving it takes a conversation too.
+    MultiNode(MultiNode),
 }
 
 /// A place in a group whose members are all known.
@@ -83,6 +86,12 @@ impl Environment {
             REJOIN,
             SECRET,
             SECRET_FILE,
+            multi_node::GLOBAL_WORLD_SIZE,
+            multi_node::LOCAL_WORLD_SIZE,
+            multi_node::HEAD_NUM_WORKERS,
+            multi_node::HEAD_PORT,
+            multi_node::WORKER_SERVER_ADDR,
+            multi_node::WORKER_ID,
         ];
         names
             .into_iter()
@@ -103,7 +112,14 @@ impl Environment {
         self.get(name).map(|value| value.to_string_lossy().trim().to_owned())
     }
 
-    fn count(&self, name: &str) -> Result<Option<usize>, ConfigError> {
+    pub(super) fn needed(&self, name: &str, why: &str) -> Result<String, ConfigError> {
+        self.text(name).ok_or_else(|| ConfigError::EnvironmentMissing {
+            variable: name.to_owned(),
+            why: why.to_owned(),
+        })
+    }
+
+    pub(super) fn count(&self, name: &str) -> Result<Option<usize>, ConfigError> {
         let Some(text) = self.text(name) else { return Ok(None) };
         text.parse().map(Some).map_err(|_| wrong(name, &text, "a whole number"))
     }
@@ -268,6 +284,12 @@ fn without_peers(rank: Option<(usize, &'static str)>, environment: &Environment)
     if let Some(path) = environment.get(RING_CONFIG) {
         return Ok(Topology::Ring(PathBuf::from(path)));
     }
+    if let Some(node) = MultiNode::from(environment)? {
+        return Ok(match node.world_size {
+            1 => Topology::Single,
+            _ => Topology::MultiNode(node),
+        });
+    }
     match rank {
         None => Ok(Topology::Single),
         // Running alone here would give each host a full model and no error.
@@ -278,7 +300,7 @@ fn without_peers(rank: Option<(usize, &'static str)>, environment: &Environment)
     }
 }
 
-fn wrong(variable: &str, value: &str, expected: &str) -> ConfigError {
+pub(super) fn wrong(variable: &str, value: &str, expected: &str) -> ConfigError {
     ConfigError::Environment {
         variable: variable.to_owned(),
         value: value.to_owned(),

@@ -3,11 +3,12 @@
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::config::{self, Plan, Topology};
 use crate::exchange::{ExchangeConfig, NonFinite};
 use crate::transport::tcp::ring::{RingConfig, RingTopology};
+use crate::transport::tcp::star::{StarConfig, StarTopology};
 use crate::transport::tcp::{MeshConfig, Secret, TcpMesh};
 use crate::transport::Transport;
 use crate::wire::Identity;
@@ -18,12 +19,14 @@ pub(super) struct Place {
     pub(super) rank: usize,
     pub(super) peers: Vec<String>,
     secret: Option<Secret>,
-    /// Open already when the addresses were learned round the ring: nobody can take the port in between.
+    /// Open already when the addresses were learned from other ranks: nobody can take the port in between.
     listener: Mutex<Option<TcpListener>>,
 }
 
-/// `None` for a single process. With RING_CONFIG this talks to the neighbours, to learn all addresses.
+/// `None` for a single process. With RING_CONFIG or MISTRALRS_MN_* this talks to other ranks, to learn all addresses.
 pub(super) fn place(plan: &Plan, topology: &Topology, secret: Option<Secret>) -> Result<Option<Place>> {
+    // Addresses only: whoever changes one on its way still has to know the secret to join.
+    let open = plan.links.insecure || secret.is_some();
     let place = match topology {
         Topology::Single => return Ok(None),
         Topology::Group(group) => Place {
@@ -35,14 +38,31 @@ pub(super) fn place(plan: &Plan, topology: &Topology, secret: Option<Secret>) ->
         Topology::Ring(path) => {
             let ring = RingConfig::load(path)?;
             tracing::info!("RING_CONFIG {}: learning the addresses of all ranks", path.display());
-            // Addresses only: whoever changes one on its way still has to know the secret to join.
-            let open = plan.links.insecure || secret.is_some();
             let ring = RingTopology::learn(&ring, plan.links.connect_timeout, open)?;
             Place {
                 rank: ring.rank,
                 peers: ring.peers,
                 secret,
                 listener: Mutex::new(Some(ring.listener)),
+            }
+        }
+        Topology::MultiNode(node) => {
+            let star = StarConfig {
+                rank: node.rank,
+                world_size: node.world_size,
+                port: node.port,
+                head: node.head.as_ref().map(ToString::to_string),
+            };
+            tracing::info!(
+                "MISTRALRS_MN_*: learning the addresses of all {} ranks",
+                star.world_size
+            );
+            let found = StarTopology::learn(&star, plan.links.connect_timeout, open).context("MISTRALRS_MN_*")?;
+            Place {
+                rank: star.rank,
+                peers: found.peers,
+                secret,
+                listener: Mutex::new(Some(found.listener)),
             }
         }
     };
@@ -75,6 +95,7 @@ pub(super) fn exchange_config(plan: &Plan) -> ExchangeConfig {
             config::Nonfinite::Fallback => NonFinite::Fallback,
         },
         algorithm: plan.exchange.algorithm,
+        batch_invariant: plan.exchange.batch_invariant,
         gather_bits: plan.exchange.gather_bits,
         min_bytes: plan.exchange.min_bytes,
         table: plan.exchange.table,

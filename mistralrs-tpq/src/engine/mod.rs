@@ -18,6 +18,7 @@ mod links;
 mod node;
 mod provider;
 mod reducer;
+mod state;
 mod step;
 
 use std::path::Path;
@@ -30,8 +31,9 @@ pub use choice::CodecChoice;
 pub use driver::{Driver, ModelOptions, SequenceLogits};
 pub use fingerprint::model_fingerprint;
 pub use node::Node;
+pub use state::State;
 
-use crate::config::{Environment, Plan};
+use crate::config::{Environment, Plan, Source};
 
 /// Puts the exchange of `config` under every model that this process loads from now on.
 ///
@@ -45,6 +47,14 @@ use crate::config::{Environment, Plan};
 pub fn install(config: &Path) -> Result<Option<Arc<Node>>> {
     let plan = Plan::load(config)?;
     install_plan(plan)
+}
+
+/// As [`install`], from a file or from a table inside another program's file.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_from(source: &Source) -> Result<Option<Arc<Node>>> {
+    install_plan(source.load()?)
 }
 
 /// As [`install`], from a plan that is already loaded.

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::Sender;
 use super::choice::CodecChoice;
 use super::group::{Group, GroupSlot};
 use super::links::Place;
-use super::step::COMMAND;
+use super::step::{StepSpan, COMMAND};
 use crate::calibrate::rd_tables;
 use crate::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables, Rd};
 use crate::command::{Command, LayerError, LayerState, RankReport, Reply};
@@ -40,6 +40,7 @@ pub struct Node {
     verifying: AtomicBool,
     rejoins: bool,
     slot: GroupSlot,
+    pub(super) step: StepSpan,
     observers: Mutex<LayerState>,
     /// By codec choice.
     reports: Mutex<BTreeMap<usize, RankReport>>,
@@ -85,6 +86,7 @@ impl Node {
             verifying: AtomicBool::new(false),
             rejoins,
             slot: GroupSlot::default(),
+            step: StepSpan::default(),
             observers: Mutex::default(),
             reports: Mutex::default(),
             logits: Mutex::default(),
@@ -330,13 +332,7 @@ impl Node {
                 }
             }
             Command::Shutdown => {
-                // Rank 0 leaves first, once every rank has said that it knows: a rank that left while others are still
-                // being told would look lost to them. Its engine may have sent a last step behind the command.
-                let group = self.group()?;
-                let _ = group.transport.send_message(0, &[]);
-                let deadline = Instant::now() + self.plan.links.timeout;
-                let left = || Patience::Total(deadline.saturating_duration_since(Instant::now()));
-                while group.transport.recv_message(0, left()).is_ok() {}
+                let _ = self.await_end();
                 return Err(GroupEnded.into());
             }
         }
@@ -508,6 +504,18 @@ impl Node {
                 .is_empty()
             {}
         }
+        Ok(())
+    }
+
+    /// Another rank, told by a command or by rank 0's engine that the group ends: says that it knows and waits for rank 0 to
+    /// leave first. A rank that left while others are still being told would look lost to them.
+    pub(super) fn await_end(&self) -> Result<()> {
+        let transport = &self.group()?.transport;
+        let deadline = Instant::now() + self.plan.links.timeout;
+        let left = || Patience::Total(deadline.saturating_duration_since(Instant::now()));
+        transport.send_message(0, &[])?;
+        // The command and the engine's last step come in either order.
+        while transport.recv_message(0, left()).is_ok() {}
         Ok(())
     }
 

@@ -82,9 +82,12 @@ impl SiteReducer {
             node.count_error(choice, &self.site.name, own_error(codec.as_ref(), node.rank(), input));
         }
         let dtype = input.dtype();
+        let step = node.step.current();
+        let span = tracing::debug_span!(parent: &step, "exchange", site = %self.site, tokens).entered();
         let stats = node
             .communicator()?
             .all_reduce(&self.site, codec.as_ref(), input, output)?;
+        drop(span);
         node.count(choice, codec.as_ref(), tokens, dtype, &stats);
         Ok(())
     }

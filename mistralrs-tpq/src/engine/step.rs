@@ -3,7 +3,8 @@
 //! A message is one tag byte and a body: the engine's own bytes, or one of our [`Command`]s. Sharing the stream puts a
 //! command between the same two steps on every rank.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
 use mistralrs_core::{Response, StepChannel};
@@ -14,6 +15,43 @@ use crate::command::Command;
 
 pub(super) const ENGINE: u8 = 0;
 pub(super) const COMMAND: u8 = 1;
+
+/// How the engine's plan starts, which opens a step; what was sampled ends it.
+const PLAN: &[u8] = b"{\"Plan\"";
+
+/// The step that is being run, as `tracing` sees it: a span from its plan to what was sampled. The exchanges of the step are in it.
+#[derive(Debug, Default)]
+pub(super) struct StepSpan(Mutex<Step>);
+
+#[derive(Debug, Default)]
+struct Step {
+    number: u64,
+    /// `None` between two steps.
+    running: Option<(tracing::Span, Instant)>,
+}
+
+impl StepSpan {
+    /// Looks at a message of the engine that is about to be sent, or was received.
+    fn on_message(&self, rank: usize, message: &[u8]) {
+        let mut step = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if message.starts_with(PLAN) {
+            step.number += 1;
+            let span = tracing::debug_span!("step", rank, number = step.number);
+            step.running = Some((span, Instant::now()));
+        } else if let Some((span, started)) = step.running.take() {
+            let ms = started.elapsed().as_secs_f64() * 1e3;
+            tracing::debug!(parent: &span, ms, "step done");
+        }
+    }
+
+    /// The span to put an exchange in; a disabled one between two steps.
+    pub(super) fn current(&self) -> tracing::Span {
+        let step = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        step.running
+            .as_ref()
+            .map_or_else(tracing::Span::none, |(span, _)| span.clone())
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -28,6 +66,7 @@ impl Channel {
 
 impl StepChannel for Channel {
     fn publish(&self, message: &[u8]) -> Result<()> {
+        self.node.step.on_message(self.node.rank(), message);
         let mut framed = Vec::with_capacity(message.len() + 1);
         framed.push(ENGINE);
         framed.extend_from_slice(message);
@@ -40,6 +79,7 @@ impl StepChannel for Channel {
             match message.first() {
                 Some(&ENGINE) => {
                     message.remove(0);
+                    self.node.step.on_message(self.node.rank(), &message);
                     return Ok(message);
                 }
                 Some(&COMMAND) => {
@@ -67,6 +107,8 @@ impl StepChannel for Channel {
         let rank = self.node.rank();
         match outcome {
             Ok(()) => {
+                // Rank 0 may be gone already, which is as good.
+                let _ = self.node.await_end();
                 tracing::info!("rank {rank}: rank 0 ended the group");
                 0
             }
@@ -78,6 +120,51 @@ impl StepChannel for Channel {
                 tracing::error!("rank {rank} leaves the group: {error:#}");
                 1
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing_subscriber::fmt::format::FmtSpan;
+
+    #[test]
+    fn a_step_is_a_span_from_its_plan_to_what_was_sampled_around_its_exchanges() {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let writer = {
+            let lines = lines.clone();
+            move || Lines(lines.clone())
+        };
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_span_events(FmtSpan::CLOSE)
+            .with_ansi(false)
+            .with_writer(writer)
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let step = StepSpan::default();
+            assert!(step.current().is_none());
+            step.on_message(1, br#"{"Plan":{}}"#);
+            drop(tracing::debug_span!(parent: &step.current(), "exchange").entered());
+            step.on_message(1, br#"{"Sampled":[]}"#);
+            assert!(step.current().is_none());
+        });
+        let text = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+        assert!(text.contains("step{rank=1 number=1}:exchange"), "{text}");
+        assert!(text.contains("step done"), "{text}");
+    }
+
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
         }
     }
 }

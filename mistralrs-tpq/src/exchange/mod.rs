@@ -76,6 +76,9 @@ pub struct ExchangeConfig {
     pub timeout: Duration,
     pub nonfinite: NonFinite,
     pub algorithm: Algorithm,
+    /// [`Algorithm::Auto`] chooses by site, not by message, and only algorithms with which a token's sum depends on its own row
+    /// alone: the bits are then the same whatever else is in the batch. Needs `min_bytes` 0.
+    pub batch_invariant: bool,
     /// How sums are encoded where an algorithm sends them.
     pub gather_bits: GatherBits,
     /// Messages of fewer raw bytes are exchanged without a codec.
@@ -90,6 +93,7 @@ impl Default for ExchangeConfig {
             timeout: Duration::from_secs(30),
             nonfinite: NonFinite::Fail,
             algorithm: Algorithm::Auto,
+            batch_invariant: false,
             gather_bits: GatherBits::default(),
             min_bytes: 0,
             table: LinkTable::default(),

@@ -20,18 +20,9 @@ impl Manifest {
     /// Files that cannot be read, are truncated or altered, or do not fit together. Each names the file.
     pub fn load(path: &Path) -> Result<Self, ManifestError> {
         let yaml = read(path, MAX_YAML_BYTES)?;
-        let parsed = std::str::from_utf8(&yaml)
-            .map_err(|error| ManifestError::Syntax {
-                message: error.to_string(),
-            })
-            .and_then(text::parse)
-            .map_err(in_file(path))?;
+        let parsed = parse(&yaml).map_err(in_file(path))?;
         let scales_path = path.with_file_name(SCALES_FILE);
-        let shapes: Vec<(&str, usize)> = parsed
-            .layers
-            .iter()
-            .map(|layer| (layer.name.as_str(), layer.features))
-            .collect();
+        let shapes: Vec<(&str, usize)> = shapes(&parsed).collect();
         let bytes = read(&scales_path, scales::size_limit(parsed.header.world_size, &shapes))?;
         let ranges = read_ranges(&parsed, &shapes, &bytes).map_err(in_file(&scales_path))?;
         let curves = parsed.curves;
@@ -55,6 +46,17 @@ impl Manifest {
         Ok(self)
     }
 
+    /// As [`Manifest::load`], from the bytes of the two files.
+    ///
+    /// # Errors
+    /// Files that are truncated or altered, or do not fit together.
+    pub fn from_bytes(yaml: &[u8], scales: &[u8]) -> Result<Self, ManifestError> {
+        let parsed = parse(yaml)?;
+        let shapes: Vec<(&str, usize)> = shapes(&parsed).collect();
+        let ranges = read_ranges(&parsed, &shapes, scales)?;
+        assemble(parsed, ranges)
+    }
+
     /// Writes both files into `dir`, creating it if need be, and returns the path of the YAML. Each file appears under its
     /// name only once complete and on disk. The scales go first: a crash between the two leaves an old YAML that refuses the
     /// new scales, and never a YAML without its scales.
@@ -74,6 +76,17 @@ impl Manifest {
         let rendered = text::render(&Self::new(self.header.clone(), self.layers.clone())?);
         replace(dir, MANIFEST_FILE, rendered.as_bytes())
     }
+}
+
+fn parse(yaml: &[u8]) -> Result<Parsed, ManifestError> {
+    let text = std::str::from_utf8(yaml).map_err(|error| ManifestError::Syntax {
+        message: error.to_string(),
+    })?;
+    text::parse(text)
+}
+
+fn shapes(parsed: &Parsed) -> impl Iterator<Item = (&str, usize)> {
+    parsed.layers.iter().map(|layer| (layer.name.as_str(), layer.features))
 }
 
 fn read_ranges(parsed: &Parsed, shapes: &[(&str, usize)], bytes: &[u8]) -> Result<Vec<Vec<f32>>, ManifestError> {

@@ -34,20 +34,17 @@ pub(super) async fn serve(listener: TcpListener, engine: SharedMistralRsState, n
     let router = MistralRsServerRouterBuilder::new()
         .with_mistralrs(engine)
         .build()
-        .await?
-        .layer(axum::middleware::from_fn_with_state(Front::new(node.clone()), front));
+        .await?;
+    let router = behind_front(router, node.clone());
     let address = listener.local_addr()?;
     tracing::info!("OpenAI-compatible server listening on http://{address}");
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
     let stop = Arc::new(tokio::sync::Notify::new());
     let stopped = stop.clone();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move { stopped.notified().await });
     let mut server = tokio::spawn(server.into_future());
     tokio::select! {
         outcome = &mut server => outcome??,
-        _ = interrupt.recv() => (),
-        _ = terminate.recv() => (),
+        () = stop_signal() => (),
     }
     stop.notify_one();
     if tokio::time::timeout(DRAIN, server).await.is_err() {
@@ -57,6 +54,30 @@ pub(super) async fn serve(listener: TcpListener, engine: SharedMistralRsState, n
         node.shutdown();
     }
     Ok(())
+}
+
+/// Waits for SIGINT or SIGTERM. Where no handler can be set it never ends, and the signal ends the process.
+pub async fn stop_signal() {
+    let wait = |kind| async move {
+        match signal(kind) {
+            Ok(mut stream) => {
+                stream.recv().await;
+            }
+            Err(error) => {
+                tracing::warn!("no handler for a signal: {error}");
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::select! {
+        () = wait(SignalKind::interrupt()) => (),
+        () = wait(SignalKind::terminate()) => (),
+    }
+}
+
+/// For a server of another crate: `/metrics`, and 503 with the reason on `/health` while the group cannot serve.
+pub fn behind_front(router: axum::Router, node: Option<Arc<Node>>) -> axum::Router {
+    router.layer(axum::middleware::from_fn_with_state(Front::new(node), front))
 }
 
 /// What stands before the engine's own routes.

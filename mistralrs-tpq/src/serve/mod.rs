@@ -12,6 +12,7 @@ use mistralrs_server_core::mistralrs_for_server_builder::{configure_paged_attn_f
 use mistralrs_server_core::types::SharedMistralRsState;
 
 pub use args::ServerArgs;
+pub use http::{behind_front, stop_signal};
 
 use crate::engine::Node;
 

@@ -31,7 +31,7 @@ fn chosen(algorithm: Algorithm, world_size: usize) -> Chosen {
 }
 
 /// Codecs of the crate, cut by features or not, and one that only knows whole rows.
-fn codecs(features: usize, world_size: usize) -> Vec<Box<dyn Codec>> {
+pub fn codecs(features: usize, world_size: usize) -> Vec<Box<dyn Codec>> {
     let ranges = (0..world_size)
         .map(|rank| (0..features).map(|i| 10.0 + ((i + rank) % 7) as f32).collect())
         .collect();

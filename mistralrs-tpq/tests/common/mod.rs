@@ -6,6 +6,8 @@
 pub mod http;
 pub mod logits;
 pub mod model;
+#[cfg(target_os = "linux")]
+pub mod namespace;
 pub mod process;
 
 use std::net::{Ipv4Addr, TcpListener};

@@ -4,15 +4,17 @@
 //!   rank connects to the lower. Both say hello, and a mismatch is an error on both sides.
 //! * `poll` is the hot path, `control` the messages and heartbeats, `link` one connection.
 //! * `secure` authenticates a connection from the group's [`Secret`], which anything but loopback needs, and encrypts it.
-//! * [`ring`] learns `peers` from an existing deployment's RING_CONFIG.
+//! * [`ring`] and [`star`] learn `peers` in an existing deployment, from RING_CONFIG or MISTRALRS_MN_*.
 
 mod control;
+mod entry;
 mod error;
 mod link;
 mod poll;
 mod rendezvous;
 pub mod ring;
 mod secure;
+pub mod star;
 mod state;
 
 use std::net::TcpListener;

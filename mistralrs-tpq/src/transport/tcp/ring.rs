@@ -9,21 +9,17 @@
 //! ```
 //! A missing ip means this host, as in the engine. That is true for the rank that says so, so an address on "this
 //! host" is replaced by the sender's address when it crosses to another host.
-//!
-//! Each message is fixed: magic "TPQR", sender u32, world_size u32, rank the address is of u32, port u16, family u16
-//! (4 or 6), address 16 bytes.
 
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
+use super::entry::{read_entry, Entry};
 use crate::transport::MAX_RANKS;
 
-const MAGIC: [u8; 4] = *b"TPQR";
-const MESSAGE_LEN: usize = 36;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// A RING_CONFIG file. `master_ip` and `master_port` are read and not needed: the mesh has no master.
@@ -188,15 +184,6 @@ struct Pass<'a> {
     deadline: Instant,
 }
 
-/// An address on its way round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Entry {
-    sender: u32,
-    world_size: u32,
-    rank: u32,
-    address: SocketAddr,
-}
-
 impl Pass<'_> {
     fn run(&self, listener: &TcpListener, right: SocketAddr) -> Result<Vec<String>, RingError> {
         let config = self.config;
@@ -319,13 +306,8 @@ impl Pass<'_> {
                 &io::Error::other("it sent a rank outside the ring"),
             ));
         }
-        let sender = from
-            .peer_addr()
-            .map_err(|e| self.broken(entry.sender as usize, &e))?
-            .ip();
-        if entry.address.ip().is_loopback() && !sender.is_loopback() {
-            entry.address.set_ip(sender);
-        }
+        let sender = from.peer_addr().map_err(|e| self.broken(entry.sender as usize, &e))?;
+        entry.as_seen_from(sender.ip());
         Ok(entry)
     }
 
@@ -340,69 +322,4 @@ impl Pass<'_> {
     fn remaining(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
-}
-
-impl Entry {
-    fn encode(&self) -> [u8; MESSAGE_LEN] {
-        let mut out = [0; MESSAGE_LEN];
-        out[..4].copy_from_slice(&MAGIC);
-        out[4..8].copy_from_slice(&self.sender.to_le_bytes());
-        out[8..12].copy_from_slice(&self.world_size.to_le_bytes());
-        out[12..16].copy_from_slice(&self.rank.to_le_bytes());
-        out[16..18].copy_from_slice(&self.address.port().to_le_bytes());
-        let (family, ip) = match self.address.ip() {
-            IpAddr::V4(ip) => (4_u16, ip.to_ipv6_mapped()),
-            IpAddr::V6(ip) => (6, ip),
-        };
-        out[18..20].copy_from_slice(&family.to_le_bytes());
-        out[20..].copy_from_slice(&ip.octets());
-        out
-    }
-
-    fn parse(bytes: &[u8; MESSAGE_LEN]) -> io::Result<Self> {
-        let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-        if bytes[..4] != MAGIC {
-            return Err(io::Error::other("not the ring protocol of tpq"));
-        }
-        let mut octets = [0; 16];
-        octets.copy_from_slice(&bytes[20..]);
-        let ip = Ipv6Addr::from(octets);
-        let ip = match (u16_at(18), ip.to_ipv4_mapped()) {
-            (4, Some(ip)) => IpAddr::V4(ip),
-            (6, _) => IpAddr::V6(ip),
-            _ => return Err(io::Error::other("unknown address family")),
-        };
-        let address = SocketAddr::new(ip, u16_at(16));
-        Ok(Self {
-            sender: u32_at(4),
-            world_size: u32_at(8),
-            rank: u32_at(12),
-            address,
-        })
-    }
-}
-
-/// Reads one entry by `deadline`, in steps: a single read timeout would start anew with every byte.
-fn read_entry(stream: &mut TcpStream, deadline: Instant) -> io::Result<Entry> {
-    let mut bytes = [0; MESSAGE_LEN];
-    let mut at = 0;
-    while at < MESSAGE_LEN {
-        let remaining = deadline.saturating_duration_since(Instant::now());
-        if remaining.is_zero() {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing came in time"));
-        }
-        stream.set_read_timeout(Some(remaining))?;
-        match stream.read(&mut bytes[at..]) {
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "connection closed")),
-            Ok(n) => at += n,
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-        if at >= 4 && bytes[..4] != MAGIC {
-            break;
-        }
-    }
-    Entry::parse(&bytes)
 }

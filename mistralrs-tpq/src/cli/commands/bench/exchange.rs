@@ -14,11 +14,11 @@ use crate::bench::{table, Case, Row};
 use crate::cli::args::Global;
 use crate::cli::{emit, CliError};
 use crate::codec::{CodecKind, Dtype};
-use crate::config::{self, PEERS_VARIABLE, RANK_VARIABLE};
+use crate::config::{self, environment_secret, Environment, PEERS_VARIABLE, RANK_VARIABLE};
 use crate::exchange::{Algorithm, ExchangeConfig, GatherBits};
 use crate::report::plot::{plot, Axes, Mark, Series};
 use crate::report::{Align, Table};
-use crate::transport::tcp::{MeshConfig, TcpMesh};
+use crate::transport::tcp::{MeshConfig, Secret, TcpMesh};
 use crate::transport::Transport;
 use crate::wire::Identity;
 
@@ -28,6 +28,7 @@ use crate::wire::Identity;
 Examples:
   tpq bench exchange -n 4                                  (four ranks as threads, over loopback TCP)
   tpq bench exchange -n 4 --write-table link.yaml --plot time.svg
+  tpq bench exchange -n 4 --encrypt                        (what `group.encrypt` costs here: compare with a run without)
   TPQ_RANK=0 TPQ_PEERS=10.0.0.1:7700,10.0.0.2:7700 tpq bench exchange --insecure   (the same on each host, with its rank)
 
 Columns: bytes are those of the raw message; sent is what the busiest rank sends; times are of the slowest rank; algbw is raw
@@ -47,6 +48,9 @@ pub struct ExchangeArgs {
     /// Allow peers beyond loopback, without authentication. Only test data travels.
     #[arg(long)]
     insecure: bool,
+    /// Encrypt what ranks send, to see what that costs. With --rank, the secret comes from TPQ_SECRET or TPQ_SECRET_FILE
+    #[arg(long)]
+    encrypt: bool,
     /// Smallest message. Bytes, powers of two times a row
     #[arg(long, value_name = "BYTES", default_value_t = 1024)]
     min_bytes: u64,
@@ -97,7 +101,11 @@ pub struct ExchangeArgs {
 pub(super) fn run(args: &ExchangeArgs, global: &Global) -> Result<u8, CliError> {
     let cases = args.cases()?;
     let rows = match args.rank {
-        Some(rank) => measure(&args.join(rank, args.peers.clone(), None)?, &cases, args, global)?,
+        Some(rank) => {
+            let secret = environment_secret(&Environment::from_process())?;
+            let place = (rank, args.peers.clone());
+            measure(&args.join(place, None, secret)?, &cases, args, global)?
+        }
         None => on_threads(args, &cases, global)?,
     };
     if rows.is_empty() {
@@ -140,10 +148,13 @@ fn on_threads(args: &ExchangeArgs, cases: &[Case], global: &Global) -> Result<Ve
         .map(address)
         .collect::<Result<_, _>>()
         .map_err(|error| CliError::io("cannot read a local address", error))?;
+    // Nobody else has to know it.
+    let secret = args.encrypt.then(|| Secret::new(&rand::random::<[u8; 32]>()));
+    let secret = secret.transpose().map_err(anyhow::Error::from)?;
     std::thread::scope(|scope| {
         let start = |(rank, listener)| {
-            let peers = peers.clone();
-            scope.spawn(move || measure(&args.join(rank, peers, Some(listener))?, cases, args, global))
+            let (place, secret) = ((rank, peers.clone()), secret.clone());
+            scope.spawn(move || measure(&args.join(place, Some(listener), secret)?, cases, args, global))
         };
         let threads: Vec<_> = listeners.into_iter().enumerate().map(start).collect();
         let mut rows = Vec::new();
@@ -182,9 +193,9 @@ fn measure(
 impl ExchangeArgs {
     fn join(
         &self,
-        rank: usize,
-        peers: Vec<String>,
+        (rank, peers): (usize, Vec<String>),
         listener: Option<TcpListener>,
+        secret: Option<Secret>,
     ) -> Result<Arc<dyn Transport>, CliError> {
         let identity = Identity {
             dtype: dtype(&self.dtype)?,
@@ -204,6 +215,8 @@ impl ExchangeArgs {
         };
         let config = MeshConfig {
             insecure: self.insecure,
+            encrypt: self.encrypt,
+            secret,
             busy_poll: Duration::from_micros(self.busy_poll_us),
             ..MeshConfig::new(rank, peers, identity)
         };

@@ -64,7 +64,7 @@ pub fn run(args: &DoctorArgs, global: &Global) -> Result<u8, CliError> {
     good("configuration", plan.origin.display().to_string());
     let Topology::Group(place) = plan.topology(&environment)? else {
         return Err(CliError::Usage(
-            "no ranks to check: give -n, or `group.peers` with TPQ_RANK (RING_CONFIG is not supported here)".to_owned(),
+            "no ranks to check: give -n, or `group.peers` with TPQ_RANK (RING_CONFIG and MISTRALRS_MN_* are not supported here)".to_owned(),
         ));
     };
     let peers: Vec<String> = place.peers.iter().map(ToString::to_string).collect();
