@@ -7,7 +7,8 @@
 Each namespace hangs on a bridge, which has a namespace of its own, by a veth pair. `tc tbf` limits both directions, as a
 switch port does. Linux, root, iproute2; with --gloo also a Python with torch (PYTHON names it). Leaves nothing behind.
 
-The floor is the bytes that the busiest rank sends over the rate that a plain TCP stream reaches between two namespaces.
+The floor is the bytes that the busiest rank sends over the rate that a plain TCP stream reaches between two namespaces. cpu is
+the share of the machine's cores in use while a row ran: near 100% the ranks wait for cores and not for the wire.
 """
 
 import argparse
@@ -100,16 +101,28 @@ def run_ranks(network, command_of, environment):
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
+def cpu_ticks():
+    """(busy, all) ticks of the machine's cores: the ranks' own, and the kernel's for their packets."""
+    with open("/proc/stat") as stat:
+        ticks = [int(word) for word in stat.readline().split()[1:9]]
+    idle = ticks[3] + ticks[4]
+    return sum(ticks) - idle, sum(ticks)
+
+
 def tpq_rows(network, args):
     peers = ",".join(f"{network.address(rank)}:7700" for rank in range(len(network.ranks)))
     size = str(args.tokens * args.features * 2)
     base = [args.tpq, "bench", "exchange", "--json", "--insecure", "--min-bytes", size, "--max-bytes", size]
     base += ["--gather-bits", str(args.gather_bits), "--features", str(args.features), "--seconds", str(args.seconds)]
+    cases = [["--codec", "none"]]
+    for codec in args.codec.split(","):
+        cases += [["--codec", codec, "--algorithm", algorithm] for algorithm in args.algorithm.split(",")]
     rows = []
-    for extra in (["--codec", "none"], ["--codec", "paper,dynamic", "--algorithm", args.algorithm]):
-        rows += run_ranks(
-            network, lambda _: base + extra, lambda rank: {"TPQ_RANK": str(rank), "TPQ_PEERS": peers}
-        )
+    for case in cases:
+        busy, ticks = cpu_ticks()
+        found = run_ranks(network, lambda _: base + case, lambda rank: {"TPQ_RANK": str(rank), "TPQ_PEERS": peers})
+        busy, ticks = (after - before for after, before in zip(cpu_ticks(), (busy, ticks)))
+        rows += [{**row, "cpu_busy": busy / ticks} for row in found]
     return rows
 
 
@@ -134,6 +147,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--features", type=int, default=4096)
     parser.add_argument("--algorithm", default="auto,one_shot,two_shot,ring,doubling")
+    parser.add_argument("--codec", default="paper,dynamic")
     parser.add_argument("--gather-bits", type=int, default=8, help="of the second stage, 4 or 8")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each row")
     parser.add_argument("--gloo", action="store_true", help="also torch.distributed's Gloo, BF16")
@@ -151,7 +165,7 @@ def main():
         baseline = next(row["us_median"] for row in rows if row["codec"] == "none")
         if not args.json:
             print(f"\n{ranks} ranks, {args.rate}: a TCP stream reaches {rate * 8 / 1e9:.3f} Gbit/s")
-            print(f"{'codec':9} {'algorithm':10} {'bits/value':>10} {'median us':>10} {'p99 us':>10} {'floor us':>9} {'x floor':>8} {'none / it':>9} {'wrong':>5}")
+            print(f"{'codec':9} {'algorithm':10} {'bits/value':>10} {'median us':>10} {'p99 us':>10} {'floor us':>9} {'x floor':>8} {'none / it':>9} {'wrong':>5} {'cpu':>4}")
         for row in rows:
             row["floor_us"] = row["bytes_sent_per_rank"] / rate * 1e6
             row["link"], row["stream_gbps"] = args.rate, rate * 8 / 1e9
@@ -160,7 +174,7 @@ def main():
                 continue
             print(
                 f"{row['codec']:9} {row['algorithm']:10} {row['bits_per_value']:10.3f} {row['us_median']:10.0f} {row['us_p99']:10.0f} "
-                f"{row['floor_us']:9.0f} {row['us_median'] / row['floor_us']:8.3f} {baseline / row['us_median']:9.2f} {row['wrong']:5}",
+                f"{row['floor_us']:9.0f} {row['us_median'] / row['floor_us']:8.3f} {baseline / row['us_median']:9.2f} {row['wrong']:5} {row.get('cpu_busy', 0):4.0%}",
                 flush=True,
             )
 

@@ -1,17 +1,23 @@
 //! Encode and decode of 8 Mi values, beside a copy of the same input bytes: throughput counts input bytes throughout, so
-//! the figures of one dtype compare directly. `cargo bench --no-default-features --bench codec`
+//! the figures of one dtype compare directly. `cargo bench --no-default-features --bench codec`; with the feature `engine`
+//! also beside the block quantizers of candle.
+//!
+//! `decode_accumulate` adds to 8 Mi f32 sums in memory: four times the traffic of a copy of BF16. `decode_to_output` is what
+//! an exchange does: blocks of sums that stay in the cache, rounded to an output of the input's dtype.
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use half::bf16;
-use mistralrs_tpq::codec::{Codec, Dynamic, NoCodec, Paper, PaperTables, Values};
+use mistralrs_tpq::codec::{round_to_bf16, Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables, Values};
 
 const TOKENS: usize = 2048;
 const FEATURES: usize = 4096;
+/// 32 Ki sums, as in the exchange.
+const BLOCK_ROWS: usize = 8;
 
-fn codecs(values: &[f32]) -> [Box<dyn Codec>; 3] {
+fn codecs(values: &[f32]) -> [Box<dyn Codec>; 4] {
     let ranges = (0..FEATURES)
         .map(|i| values[i..].iter().step_by(FEATURES).fold(0.0f32, |m, x| m.max(x.abs())))
         .collect();
@@ -21,6 +27,7 @@ fn codecs(values: &[f32]) -> [Box<dyn Codec>; 3] {
         Box::new(NoCodec::new(FEATURES)),
         Box::new(Paper::new(tables)),
         Box::new(Dynamic::new(FEATURES)),
+        Box::new(Dynamic::wide(FEATURES)),
     ]
 }
 
@@ -64,8 +71,56 @@ fn bench(c: &mut Criterion) {
             group.bench_function(format!("{}/decode_accumulate", codec.name()), |b| {
                 b.iter(|| codec.decode_accumulate(0, black_box(&payload), dtype, black_box(&mut sum)))
             });
+            group.bench_function(format!("{}/decode_to_output", codec.name()), |b| {
+                b.iter(|| to_output(codec.as_ref(), black_box(&payload), dtype, &mut target))
+            });
+        }
+        #[cfg(feature = "engine")]
+        if let Values::F32(values) = input {
+            candle::bench(&mut group, values);
         }
         group.finish();
+    }
+}
+
+/// Decodes in blocks of `BLOCK_ROWS` rows and rounds them to `output`.
+fn to_output(codec: &dyn Codec, payload: &[u8], dtype: Dtype, output: &mut [u8]) {
+    let mut block = vec![0.0_f32; BLOCK_ROWS * FEATURES];
+    let payloads = payload.chunks_exact(codec.payload_len(BLOCK_ROWS, dtype));
+    for (payload, output) in payloads.zip(output.chunks_exact_mut(block.len() * dtype.size())) {
+        block.fill(0.0);
+        codec
+            .decode_accumulate(0, payload, dtype, &mut block)
+            .expect("own payload decodes");
+        match dtype {
+            Dtype::F32 => output.copy_from_slice(bytemuck::cast_slice(&block)),
+            _ => round_to_bf16(&block, bytemuck::cast_slice_mut(output)),
+        }
+    }
+}
+
+/// The block quantizers that candle carries for weights: the nearest thing to a codec that the engine has of its own.
+#[cfg(feature = "engine")]
+mod candle {
+    use super::*;
+    use candle_core::quantized::k_quants::{BlockQ4_0, BlockQ8_0, GgmlType};
+    use criterion::{measurement::WallTime, BenchmarkGroup};
+
+    pub fn bench(group: &mut BenchmarkGroup<'_, WallTime>, values: &[f32]) {
+        one::<BlockQ4_0>(group, values, "candle_q4_0");
+        one::<BlockQ8_0>(group, values, "candle_q8_0");
+    }
+
+    fn one<B: GgmlType>(group: &mut BenchmarkGroup<'_, WallTime>, values: &[f32], name: &str) {
+        let mut blocks = vec![B::zeros(); values.len() / B::BLCK_SIZE];
+        let mut decoded = vec![0.0_f32; values.len()];
+        group.bench_function(format!("{name}/encode"), |b| {
+            b.iter(|| B::from_float(black_box(values), black_box(&mut blocks)))
+        });
+        // Decodes without adding, which is less work than `decode_accumulate`.
+        group.bench_function(format!("{name}/decode"), |b| {
+            b.iter(|| B::to_float(black_box(&blocks), black_box(&mut decoded)))
+        });
     }
 }
 

@@ -93,6 +93,18 @@ impl LayerError {
     }
 }
 
+/// Reports of each rank.
+///
+/// # Errors
+/// A rank that answered with something else.
+pub fn gathered_reports(replies: Vec<Reply>) -> Result<Vec<RankReport>> {
+    let report = |reply| match reply {
+        Reply::Report(report) => Ok(*report),
+        Reply::Layers(_) => bail!("a rank answered with its layers instead of its report"),
+    };
+    replies.into_iter().map(report).collect()
+}
+
 /// Layers of each rank, checked to be the same set: `[rank][layer]`.
 ///
 /// # Errors

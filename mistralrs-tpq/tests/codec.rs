@@ -142,6 +142,9 @@ fn vector_code_runs_where_the_processor_has_it() {
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
         assert_eq!(Level::best().name(), "avx2");
     }
+    // Every processor of the target that Rust builds for has it.
+    #[cfg(target_arch = "aarch64")]
+    assert_eq!(Level::best().name(), "neon");
 }
 
 #[test]

@@ -7,6 +7,8 @@ mod common;
 
 #[path = "engine/architectures.rs"]
 mod architectures;
+#[path = "engine/bench.rs"]
+mod bench;
 #[path = "engine/calibration.rs"]
 mod calibration;
 #[cfg(target_os = "linux")]

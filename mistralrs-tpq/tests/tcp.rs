@@ -6,19 +6,21 @@ mod coarse;
 #[path = "collective/group.rs"]
 #[allow(dead_code)]
 mod group;
+#[path = "tcp/ring.rs"]
+mod ring;
+#[path = "tcp/strangers.rs"]
+mod strangers;
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use mistralrs_tpq::codec::{Dtype, Values, ValuesMut};
 use mistralrs_tpq::exchange::{Communicator, ExchangeConfig, Site};
-use mistralrs_tpq::transport::tcp::ring::{RingConfig, RingError, RingTopology};
 use mistralrs_tpq::transport::tcp::{JoinError, MeshConfig, TcpMesh};
 use mistralrs_tpq::transport::{Patience, Transport, TransportError};
-use mistralrs_tpq::wire::{Hello, HelloField, Prefix, Purpose, Refusal, Reply, WireError, PREFIX_LEN};
+use mistralrs_tpq::wire::{HelloField, Refusal, WireError};
 
 use coarse::Coarse;
 use group::{identity, on_all, tcp_group, PATIENCE};
@@ -223,145 +225,6 @@ fn a_rank_outside_the_list_is_an_error() {
 }
 
 #[test]
-fn noise_on_the_port_does_not_disturb_the_join() {
-    let (mut sockets, peers) = listeners(2);
-    let other = sockets.remove(1);
-    let first = {
-        let (socket, config) = (sockets.remove(0), mesh_config(0, &peers));
-        thread::spawn(move || TcpMesh::connect_on(socket, config))
-    };
-    let mut noise = Vec::new();
-    for i in 0..150 {
-        let mut stream = TcpStream::connect(&peers[0]).unwrap();
-        let bytes: &[u8] = match i % 4 {
-            0 => b"",
-            1 => b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-            2 => b"TPQ?\x01\x00\x00\x00\x01\x00\x00\x00\xff\xff\xff\xff",
-            _ => b"TPQ?\x01",
-        };
-        // The other end may have hung up already.
-        let _ = stream.write_all(bytes);
-        noise.push(stream);
-    }
-    let start = Instant::now();
-    let second = TcpMesh::connect_on(other, mesh_config(1, &peers)).unwrap();
-    let first = first.join().unwrap().unwrap();
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    second.send_message(0, b"hi").unwrap();
-    assert_eq!(first.recv_message(1, Patience::Total(PATIENCE)).unwrap(), b"hi");
-}
-
-fn hello_of_rank_1() -> Hello {
-    Hello {
-        purpose: Purpose::Data,
-        rank: 1,
-        to: 0,
-        world_size: 2,
-        identity: identity(),
-    }
-}
-
-fn read_reply(stream: &mut TcpStream) -> Reply {
-    let mut head = [0; PREFIX_LEN];
-    stream.read_exact(&mut head).unwrap();
-    let prefix = Prefix::of_reply(&head).unwrap();
-    let mut body = vec![0; prefix.body_len as usize];
-    stream.read_exact(&mut body).unwrap();
-    Reply::parse(&prefix, &body).unwrap()
-}
-
-#[test]
-fn another_protocol_version_is_refused_on_both_sides() {
-    let (mut sockets, peers) = listeners(2);
-    let (socket, config) = (sockets.remove(0), mesh_config(0, &peers));
-    let first = thread::spawn(move || TcpMesh::connect_on(socket, config));
-    let mut bytes = hello_of_rank_1().encode();
-    bytes[4] = 9;
-    let mut stream = TcpStream::connect(&peers[0]).unwrap();
-    stream.write_all(&bytes).unwrap();
-    let Reply::Refused(told) = read_reply(&mut stream) else {
-        panic!("accepted")
-    };
-    assert_eq!(told, refusal(first.join().unwrap()));
-    assert_eq!((told.field, told.got.as_str()), (HelloField::Version, "9"));
-}
-
-#[test]
-fn a_hello_that_comes_byte_by_byte_is_understood() {
-    let (mut sockets, peers) = listeners(2);
-    let (socket, config) = (sockets.remove(0), mesh_config(0, &peers));
-    let first = thread::spawn(move || TcpMesh::connect_on(socket, config));
-    let mut streams = Vec::new();
-    for purpose in [Purpose::Data, Purpose::Control] {
-        let mut stream = TcpStream::connect(&peers[0]).unwrap();
-        stream.set_nodelay(true).unwrap();
-        for byte in (Hello {
-            purpose,
-            ..hello_of_rank_1()
-        })
-        .encode()
-        {
-            stream.write_all(&[byte]).unwrap();
-        }
-        assert!(matches!(read_reply(&mut stream), Reply::Accepted(_)));
-        streams.push(stream);
-    }
-    first.join().unwrap().unwrap();
-}
-
-#[test]
-fn another_service_at_the_address_of_a_rank_is_reported_as_such() {
-    let (mut sockets, peers) = listeners(2);
-    let service = sockets.remove(0);
-    thread::spawn(move || {
-        while let Ok((mut stream, _)) = service.accept() {
-            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
-        }
-    });
-    let config = MeshConfig {
-        connect_timeout: Duration::from_millis(400),
-        ..mesh_config(1, &peers)
-    };
-    let text = TcpMesh::connect_on(sockets.remove(0), config).unwrap_err().to_string();
-    assert!(text.contains("another service"), "{text}");
-}
-
-#[test]
-fn control_bytes_that_are_not_the_protocol_end_the_mesh_and_name_the_rank() {
-    let (mut sockets, peers) = listeners(2);
-    let (socket, config) = (sockets.remove(0), mesh_config(0, &peers));
-    let first = thread::spawn(move || TcpMesh::connect_on(socket, config));
-    let mut streams = Vec::new();
-    for purpose in [Purpose::Data, Purpose::Control] {
-        let mut stream = TcpStream::connect(&peers[0]).unwrap();
-        stream
-            .write_all(
-                &Hello {
-                    purpose,
-                    ..hello_of_rank_1()
-                }
-                .encode(),
-            )
-            .unwrap();
-        assert!(matches!(read_reply(&mut stream), Reply::Accepted(_)));
-        streams.push(stream);
-    }
-    let first = first.join().unwrap().unwrap();
-    streams[1].write_all(b"garbage!").unwrap();
-    let error = first.recv_message(1, Patience::Total(PATIENCE)).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            TransportError::PeerMisbehaved {
-                rank: 1,
-                source: WireError::Magic { .. }
-            }
-        ),
-        "{error}"
-    );
-}
-
-#[test]
 fn ranks_meet_over_ipv6() {
     let Ok(socket) = TcpListener::bind("[::1]:0") else {
         return;
@@ -513,95 +376,6 @@ fn a_killed_process_is_named_at_once() {
         error.rank() == Some(1) && error.to_string().starts_with("at layer 0: rank 1 was lost"),
         "{error}"
     );
-}
-
-fn ring_file(dir: &std::path::Path, rank: usize, ports: &[u16]) -> RingConfig {
-    let right = ports[(rank + 1) % ports.len()];
-    let text = format!(
-        r#"{{"master_ip": "127.0.0.1", "master_port": 1, "port": {}, "right_port": {right}, "rank": {rank}, "world_size": {}}}"#,
-        ports[rank],
-        ports.len()
-    );
-    let path = dir.join(format!("ring{rank}.json"));
-    std::fs::write(&path, text).unwrap();
-    RingConfig::load(&path).unwrap()
-}
-
-fn free_ports(count: usize) -> Vec<u16> {
-    listeners(count)
-        .0
-        .iter()
-        .map(|l| l.local_addr().unwrap().port())
-        .collect()
-}
-
-#[test]
-fn a_ring_config_becomes_a_mesh() {
-    let dir = tempfile::tempdir().unwrap();
-    for world_size in [1, 2, 3, 5] {
-        let ports = free_ports(world_size);
-        let expected: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        let join = |rank| {
-            let (config, expected) = (ring_file(dir.path(), rank, &ports), expected.clone());
-            thread::spawn(move || {
-                let ring = RingTopology::learn(&config, PATIENCE, false).unwrap();
-                assert_eq!(ring.peers, expected);
-                TcpMesh::connect_on(ring.listener, mesh_config(ring.rank, &ring.peers)).unwrap()
-            })
-        };
-        let threads: Vec<_> = (0..world_size).map(join).collect();
-        let group = threads
-            .into_iter()
-            .map(|t| Arc::new(t.join().unwrap()) as Arc<dyn Transport>)
-            .collect();
-        on_all(group, |rank, transport| {
-            for peer in (0..world_size).filter(|peer| *peer != rank) {
-                transport.send_message(peer, &[rank as u8]).unwrap();
-                assert_eq!(
-                    transport.recv_message(peer, Patience::Total(PATIENCE)).unwrap(),
-                    [peer as u8]
-                );
-            }
-        });
-    }
-}
-
-#[test]
-fn a_ring_that_does_not_close_names_file_key_and_rank() {
-    let dir = tempfile::tempdir().unwrap();
-    let ports = free_ports(3);
-    let alone = ring_file(dir.path(), 1, &ports);
-    let error = RingTopology::learn(&alone, Duration::from_millis(200), false).unwrap_err();
-    assert!(matches!(error, RingError::RightAbsent { rank: 2, .. }), "{error}");
-    let text = error.to_string();
-    assert!(text.contains("ring1.json") && text.contains("`right_port`"), "{text}");
-
-    let _right = TcpListener::bind(("127.0.0.1", ports[2])).unwrap();
-    let error = RingTopology::learn(&alone, Duration::from_millis(200), false).unwrap_err();
-    assert!(matches!(error, RingError::LeftAbsent { rank: 0, .. }), "{error}");
-}
-
-#[test]
-fn ring_configs_that_make_no_sense_name_file_and_key() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("ring.json");
-    let load = |text: &str| {
-        std::fs::write(&path, text).unwrap();
-        RingConfig::load(&path)
-    };
-    let error = load(r#"{"master_port": 1, "port": 2, "rank": 0, "world_size": 2}"#)
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("ring.json") && error.contains("right_port"), "{error}");
-    let rank = load(r#"{"master_port": 1, "port": 2, "right_port": 3, "rank": 2, "world_size": 2}"#).unwrap_err();
-    assert!(matches!(rank, RingError::Key { key: "rank", .. }), "{rank}");
-    let far = load(r#"{"master_port":1,"port":0,"right_port":3,"right_ip":"192.0.2.1","rank":0,"world_size":2}"#);
-    let far = RingTopology::learn(&far.unwrap(), PATIENCE, false).unwrap_err();
-    assert!(matches!(far, RingError::Key { key: "right_ip", .. }), "{far}");
-    assert!(matches!(
-        RingConfig::load(&dir.path().join("none")),
-        Err(RingError::Unreadable { .. })
-    ));
 }
 
 #[test]

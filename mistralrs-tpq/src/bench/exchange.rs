@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::inputs::{self, Tensor, PERIOD};
 use super::quantile;
-use crate::codec::{Codec, CodecKind, Dtype, Dynamic, Dynamic8};
+use crate::codec::{Codec, CodecKind, Dtype, Dynamic};
 use crate::exchange::{Algorithm, Communicator, ExchangeConfig, GatherBits, Site};
 use crate::transport::{Patience, Transport};
 
@@ -229,7 +229,7 @@ fn add_second_stage(case: Case, ranks: usize, magnitude: &[f32], bound: &mut [f3
             match case.gather_bits {
                 // A ring encodes sums on their way in four bits whatever the second stage has.
                 GatherBits::Eight if case.algorithm != Algorithm::Ring => {
-                    Dynamic8::new(case.features).error_bound(0, &largest, &mut of_row);
+                    Dynamic::wide(case.features).error_bound(0, &largest, &mut of_row);
                 }
                 _ => Dynamic::new(case.features).error_bound(0, &largest, &mut of_row),
             }

@@ -1,31 +1,48 @@
-//! `dynamic`: int4 in groups of 32 with a scale from the values themselves. It needs no calibration and works on any model
-//! on day one, for 4.5 bits a value.
+//! `dynamic`: groups of 32 with a scale from the values themselves. It needs no calibration and works on any model on day
+//! one. Codes of 4 bits make 4.5 bits a value; those of 8 bits, 8.5 a value, are for sums of several ranks, which no
+//! calibrated range of one rank fits: the second stage of an exchange.
 //!
-//! The scale is the extreme of the group, with its sign, divided by -8, as in QuickReduce's INT4 codec: the extreme lands
-//! on code -8, so 16 levels are in use, not 15. QuickReduce sends the scale as FP16, which overflows from a group extreme
-//! of 8 * 65504 on; here it is BF16.
+//! The scale is the extreme of the group, with its sign, divided by -8 (-128), as in QuickReduce's INT4 codec: the extreme
+//! lands on the lowest code, so 16 (256) levels are in use, not one less. QuickReduce sends the scale as FP16, which
+//! overflows from a group extreme of 8 * 65504 on; here it is BF16.
 
-use super::scalar::{self, BadWord, GROUP};
+use super::rows::{self, Rows};
+use super::scalar::{self, BadWord, Width, GROUP};
 use super::split::{Split, Splits};
 use super::values::Element;
-use super::{assert_one_row, bound, rows_to_decode, rows_to_encode};
+use super::{assert_one_row, bound};
 use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Level, Values};
 
-/// Row: E codes of 4 bits, two to a byte, then ceil(E / 32) BF16 scales. The last group holds what is left of the row.
+/// Row: E codes, then ceil(E / 32) BF16 scales. Codes of 4 bits are two to a byte. The last group holds what is left of
+/// the row.
 #[derive(Debug, Clone)]
 pub struct Dynamic {
     features: usize,
     row_len: usize,
+    width: Width,
     level: Level,
     splits: Splits,
 }
 
+/// The tag of the codec with 8 bits. Not a [`CodecKind`]: nobody chooses it for partial sums.
+const WIDE_TAG: u8 = 16;
+
 impl Dynamic {
+    /// Codes of 4 bits. Takes no memory of its own, like [`Dynamic::wide`]: made anew where it is needed.
     pub fn new(features: usize) -> Self {
-        let row_len = scalar::plane_len(features) + 2 * features.div_ceil(GROUP);
+        Self::with_width(features, Width::Four)
+    }
+
+    /// Codes of 8 bits: `dynamic8`.
+    pub fn wide(features: usize) -> Self {
+        Self::with_width(features, Width::Eight)
+    }
+
+    fn with_width(features: usize, width: Width) -> Self {
         Self {
             features,
-            row_len,
+            row_len: width.codes_len(features) + 2 * features.div_ceil(GROUP),
+            width,
             level: Level::best(),
             splits: Splits::default(),
         }
@@ -40,29 +57,41 @@ impl Dynamic {
             ..self
         }
     }
+}
 
-    fn encode_rows<T: Element>(&self, values: &[T], payload: &mut [u8]) -> EncodeStats {
-        let mut stats = EncodeStats::default();
-        if self.features == 0 {
-            return stats;
-        }
-        for (values, row) in values
-            .chunks_exact(self.features)
-            .zip(payload.chunks_exact_mut(self.row_len))
-        {
-            stats += self.level.dynamic_encode_row(values, row);
-        }
-        stats
+impl Rows for Dynamic {
+    type Table<'a> = ();
+
+    fn table(&self, _rank: usize) -> Result<(), CodecError> {
+        Ok(())
+    }
+
+    fn row_len(&self) -> usize {
+        self.row_len
+    }
+
+    fn encode_row<T: Element>(&self, (): &(), values: &[T], row: &mut [u8]) -> EncodeStats {
+        self.level.dynamic_encode_row(self.width, values, row)
+    }
+
+    fn decode_row(&self, (): &(), row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+        self.level.dynamic_decode_row(self.width, row, sum)
     }
 }
 
 impl Codec for Dynamic {
     fn name(&self) -> &'static str {
-        CodecKind::Dynamic.name()
+        match self.width {
+            Width::Four => CodecKind::Dynamic.name(),
+            Width::Eight => "dynamic8",
+        }
     }
 
     fn tag(&self) -> u8 {
-        CodecKind::Dynamic.tag()
+        match self.width {
+            Width::Four => CodecKind::Dynamic.tag(),
+            Width::Eight => WIDE_TAG,
+        }
     }
 
     fn features(&self) -> usize {
@@ -73,50 +102,39 @@ impl Codec for Dynamic {
         tokens.saturating_mul(self.row_len)
     }
 
-    fn encode(&self, _rank: usize, values: Values<'_>, payload: &mut [u8]) -> EncodeStats {
-        rows_to_encode(self, values, payload);
-        match values {
-            Values::F32(v) => self.encode_rows(v, payload),
-            Values::Bf16(v) => self.encode_rows(v, payload),
-            Values::F16(v) => self.encode_rows(v, payload),
-        }
+    fn encode(&self, rank: usize, values: Values<'_>, payload: &mut [u8]) -> EncodeStats {
+        rows::encode(self, rank, values, payload)
     }
 
     fn decode_accumulate(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError> {
-        let tokens = rows_to_decode(self, rank, payload, dtype, sum)?;
-        if tokens == 0 {
-            return Ok(());
-        }
-        let rows = payload
-            .chunks_exact(self.row_len)
-            .zip(sum.chunks_exact_mut(self.features));
-        for (token, (row, sum)) in rows.enumerate() {
-            let decoded = self.level.dynamic_decode_row(row, sum);
-            decoded.map_err(|BadWord { feature, bits }| CodecError::Content {
-                rank,
-                token,
-                feature,
-                bits,
-            })?;
-        }
-        Ok(())
+        rows::decode_accumulate(self, rank, payload, dtype, sum)
     }
 
-    /// The other values of a group set its step, and with it the error of each: at most half of (extreme / 8), or a whole
-    /// step for a value close to the extreme with the opposite sign, which has no level of its own.
+    /// The other values of a group set its step, and with it the error of each: at most half of (extreme / 8 or 128), or a
+    /// whole step for a value close to the extreme with the opposite sign, which has no level of its own.
     fn error_bound(&self, _rank: usize, row: &[f32], bound: &mut [f32]) {
         assert_one_row(self, row, bound);
+        let slack_steps = match self.width {
+            Width::Four => 0.0,
+            // Positions reach 128 and not 8.5, so their f32 arithmetic is off by up to 2^-15 steps: `bound`'s own slack is
+            // made for four bits.
+            Width::Eight => 1.0 / 32768.0,
+        };
         for (values, bounds) in row.chunks(GROUP).zip(bound.chunks_mut(GROUP)) {
-            let scale = scalar::group_scale(scalar::group_extreme(values)).to_f32();
+            let scale = self.width.scale(scalar::group_extreme(values)).to_f32();
+            let slack = scale.abs() * slack_steps;
             for (bound, &x) in bounds.iter_mut().zip(values) {
-                let of_code = bound::of_code(x, scale, scalar::DYNAMIC_LOWEST, scalar::DYNAMIC_HIGHEST);
+                let of_code = bound::of_code(x, scale, self.width.lowest(), self.width.highest()) + slack;
                 *bound = bound::with_bf16_saturation(x, of_code);
             }
         }
     }
 
     fn split(&self, ways: usize) -> Option<Split> {
-        let part = |start, end| Box::new(Self::new(end - start).with_level(self.level)) as Box<dyn Codec>;
+        let part = |start, end| {
+            let part = Self::with_width(end - start, self.width).with_level(self.level);
+            Box::new(part) as Box<dyn Codec>
+        };
         Some(self.splits.get(self.features, ways, part))
     }
 }

@@ -8,7 +8,7 @@
 //! | [`NoCodec`] | E raw elements | 8192 (BF16), 16384 (F32) | 16, 32 |
 //! | [`Paper`], k = 64 | E - k codes of 4 bits, k BF16 | 2016 + 128 = 2144 | 4.1875 |
 //! | [`Dynamic`] | E codes of 4 bits, E / 32 BF16 scales | 2048 + 256 = 2304 | 4.5 |
-//! | [`Dynamic8`] | E codes of 8 bits, E / 32 BF16 scales; for sums, not chosen by users | 4096 + 256 = 4352 | 8.5 |
+//! | [`Dynamic::wide`] | E codes of 8 bits, E / 32 BF16 scales; for sums, not chosen by users | 4096 + 256 = 4352 | 8.5 |
 //! | [`Rd`] | a BF16 gain, then by calibrated class 1 to 16 bits | as budgeted | as budgeted |
 //! | [`RdEntropy`] | states and bytes of a range coder, the gain in them | as budgeted | as budgeted |
 //!
@@ -19,18 +19,17 @@
 pub(crate) mod bins;
 mod bound;
 mod dynamic;
-mod dynamic8;
 mod entropy;
 mod none;
 mod paper;
 pub(crate) mod rd;
+mod rows;
 mod scalar;
 mod simd;
 mod split;
 mod values;
 
 pub use dynamic::Dynamic;
-pub use dynamic8::Dynamic8;
 pub use entropy::{EntropyTables, EntropyTablesError, RdEntropy, Shape, SHAPE_LEN};
 pub use none::NoCodec;
 pub use paper::{Paper, PaperTables, PaperTablesError};
@@ -170,6 +169,11 @@ impl CodecKind {
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
+}
+
+/// Rounds each value to nearest even, as `bf16::from_f32` does; NaN stays NaN. Both slices have one length.
+pub fn round_to_bf16(values: &[f32], rounded: &mut [half::bf16]) {
+    Level::best().round_to_bf16(values, rounded);
 }
 
 /// Rows in `elements`.

@@ -3,10 +3,11 @@
 //! With k = E / 64 outliers a value takes exactly (4 (E - k) + 16 k) / E = 4 + 12 / 64 = 4.1875 bits: ranges and outlier
 //! indices are calibrated, so no side information travels. Rows are whole bytes: an odd E - k adds half a byte a row.
 
+use super::rows::{self, Rows};
 use super::scalar::{self, BadWord, PaperRow};
 use super::split::{Split, Splits};
 use super::values::Element;
-use super::{assert_one_row, bound, rows_to_decode, rows_to_encode};
+use super::{assert_one_row, bound};
 use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Level, Values};
 
 /// The largest range accepted, 2^127: with it all sixteen nibbles a peer may send decode to finite values.
@@ -116,13 +117,6 @@ impl PaperTables {
             displaced: &self.displaced,
             dead: &table.dead,
         })
-    }
-
-    /// # Panics
-    /// When there is no such rank: a caller's bug.
-    fn own_rank(&self, rank: usize) -> PaperRow<'_> {
-        self.rank(rank)
-            .unwrap_or_else(|| panic!("rank {rank}, but there are tables for {}", self.ranks()))
     }
 }
 
@@ -240,20 +234,26 @@ impl Paper {
     pub fn tables(&self) -> &PaperTables {
         &self.tables
     }
+}
 
-    fn encode_rows<T: Element>(&self, rank: usize, values: &[T], payload: &mut [u8]) -> EncodeStats {
-        let table = self.tables.own_rank(rank);
-        let mut stats = EncodeStats::default();
-        if self.tables.features == 0 {
-            return stats;
-        }
-        for (values, row) in values
-            .chunks_exact(self.tables.features)
-            .zip(payload.chunks_exact_mut(self.row_len))
-        {
-            stats += self.level.paper_encode_row(&table, values, row);
-        }
-        stats
+impl Rows for Paper {
+    type Table<'a> = PaperRow<'a>;
+
+    fn table(&self, rank: usize) -> Result<PaperRow<'_>, CodecError> {
+        let ranks = self.tables.ranks();
+        self.tables.rank(rank).ok_or(CodecError::UnknownRank { rank, ranks })
+    }
+
+    fn row_len(&self) -> usize {
+        self.row_len
+    }
+
+    fn encode_row<T: Element>(&self, table: &PaperRow<'_>, values: &[T], row: &mut [u8]) -> EncodeStats {
+        self.level.paper_encode_row(table, values, row)
+    }
+
+    fn decode_row(&self, table: &PaperRow<'_>, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+        self.level.paper_decode_row(table, row, sum)
     }
 }
 
@@ -275,39 +275,16 @@ impl Codec for Paper {
     }
 
     fn encode(&self, rank: usize, values: Values<'_>, payload: &mut [u8]) -> EncodeStats {
-        rows_to_encode(self, values, payload);
-        match values {
-            Values::F32(v) => self.encode_rows(rank, v, payload),
-            Values::Bf16(v) => self.encode_rows(rank, v, payload),
-            Values::F16(v) => self.encode_rows(rank, v, payload),
-        }
+        rows::encode(self, rank, values, payload)
     }
 
     fn decode_accumulate(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError> {
-        let ranks = self.tables.ranks();
-        let table = self.tables.rank(rank).ok_or(CodecError::UnknownRank { rank, ranks })?;
-        let tokens = rows_to_decode(self, rank, payload, dtype, sum)?;
-        if tokens == 0 {
-            return Ok(());
-        }
-        let rows = payload
-            .chunks_exact(self.row_len)
-            .zip(sum.chunks_exact_mut(self.tables.features));
-        for (token, (row, sum)) in rows.enumerate() {
-            let decoded = self.level.paper_decode_row(&table, row, sum);
-            decoded.map_err(|BadWord { feature, bits }| CodecError::Content {
-                rank,
-                token,
-                feature,
-                bits,
-            })?;
-        }
-        Ok(())
+        rows::decode_accumulate(self, rank, payload, dtype, sum)
     }
 
     fn error_bound(&self, rank: usize, row: &[f32], bound: &mut [f32]) {
         assert_one_row(self, row, bound);
-        let table = self.tables.own_rank(rank);
+        let table = self.own_table(rank);
         for ((bound, &x), &step) in bound.iter_mut().zip(row).zip(table.steps) {
             *bound = bound::of_code(x, step, scalar::PAPER_LOWEST, scalar::PAPER_HIGHEST);
         }

@@ -18,13 +18,8 @@ pub const PAPER_HIGHEST: f32 = 7.0;
 /// Positions beyond this many steps count as clipped: half a step beyond the outermost level.
 pub const PAPER_CLIP: f32 = 7.5;
 
-/// Levels of `dynamic`: all sixteen.
-pub const DYNAMIC_LOWEST: f32 = -8.0;
-pub const DYNAMIC_HIGHEST: f32 = 7.0;
 /// Values that share one scale in `dynamic`.
 pub const GROUP: usize = 32;
-/// The largest magnitude of a scale of `dynamic`: BF16 max / 8, so that all sixteen levels are finite.
-pub const DYNAMIC_MAX_SCALE: u16 = bf16::MAX.to_bits() - (3 << 7);
 
 /// A BF16 no encoder sends, found while decoding a row.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,29 +54,40 @@ fn unpack(byte: u8) -> [i8; 2] {
 
 #[inline(always)]
 fn code_at(plane: &[u8], slot: usize) -> i8 {
-    unpack(plane[slot / 2])[slot % 2]
+    (plane[slot / 2] >> (slot % 2 * 4) & 0x0f) as i8 - BIAS
 }
 
 #[inline(always)]
 fn set_code(plane: &mut [u8], slot: usize, code: i8) {
-    let [low, high] = unpack(plane[slot / 2]);
-    plane[slot / 2] = if slot.is_multiple_of(2) {
-        pack(code, high)
-    } else {
-        pack(low, code)
-    };
+    let shift = slot % 2 * 4;
+    let byte = &mut plane[slot / 2];
+    *byte = *byte & !(0x0f << shift) | ((code + BIAS) as u8) << shift;
 }
 
-/// BF16 nearest to `x`, ties to even, saturated to the finite range; NaN gives 0.
+/// BF16 nearest to `x`, ties to even, as `bf16::from_f32` gives it: without branches, so that loops become vectors.
+#[inline(always)]
+pub fn nearest_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    // A NaN keeps its sign and upper bits, and is quiet.
+    let nan = bits >> 16 | 0x0040;
+    let is_nan = bits & 0x7fff_ffff > f32::INFINITY.to_bits();
+    bf16::from_bits(if is_nan { nan } else { nearest } as u16)
+}
+
+/// [`nearest_bf16`], saturated to the finite range; NaN gives 0.
 #[inline(always)]
 pub fn to_finite_bf16(x: f32) -> bf16 {
-    let nearest = bf16::from_f32(x);
-    if x.is_nan() {
-        bf16::ZERO
-    } else if nearest.is_infinite() {
-        bf16::MAX.copysign(nearest)
-    } else {
-        nearest
+    let nearest = nearest_bf16(x).to_bits();
+    let sign = nearest & 0x8000;
+    let finite = (nearest & 0x7fff).min(bf16::MAX.to_bits());
+    bf16::from_bits(if x.is_nan() { 0 } else { sign | finite })
+}
+
+#[inline(always)]
+pub fn round_to_bf16(values: &[f32], rounded: &mut [bf16]) {
+    for (rounded, x) in rounded.iter_mut().zip(values) {
+        *rounded = nearest_bf16(*x);
     }
 }
 
@@ -156,7 +162,7 @@ pub fn paper_patch_row<T: Element>(
     for (i, (bytes, &feature)) in outliers.as_chunks_mut().0.iter_mut().zip(table.outliers).enumerate() {
         let x = values[feature as usize].to_f32();
         *bytes = to_finite_bf16(x).to_le_bytes();
-        stats.clipped += u64::from(x.is_finite() && bf16::from_f32(x).is_infinite());
+        stats.clipped += u64::from(x.is_finite() & (nearest_bf16(x).to_bits() & 0x7fff == bf16::INFINITY.to_bits()));
         // The outliers below E - k, which come first, were counted with the plane.
         stats.nonfinite += u64::from(i >= table.displaced.len() && !x.is_finite());
     }
@@ -169,11 +175,9 @@ pub fn paper_patch_row<T: Element>(
 
 #[inline(always)]
 fn paper_code(x: f32, inv_step: f32, stats: &mut EncodeStats) -> i8 {
-    if !x.is_finite() {
-        stats.nonfinite += 1;
-    } else if (x * inv_step).abs() > PAPER_CLIP {
-        stats.clipped += 1;
-    }
+    let finite = x.is_finite();
+    stats.nonfinite += u64::from(!finite);
+    stats.clipped += u64::from(finite & ((x * inv_step).abs() > PAPER_CLIP));
     quantize(x, inv_step, PAPER_LOWEST, PAPER_HIGHEST)
 }
 
@@ -217,27 +221,90 @@ pub fn paper_unpatch_row(table: &PaperRow<'_>, plane: &[u8], outliers: &[u8], su
 
 // ---- dynamic: groups of 32 with a signed scale (the INT4 codec of QuickReduce, with BF16 scales) ----
 
+/// Bits of a code in `dynamic`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Width {
+    /// Biased, as the codes of `paper`, two to a byte.
+    Four,
+    /// Two's complement.
+    Eight,
+}
+
+impl Width {
+    const fn bits(self) -> u16 {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+
+    /// All levels are in use: -8 or -128.
+    pub const fn lowest(self) -> f32 {
+        -((1 << (self.bits() - 1)) as f32)
+    }
+
+    pub const fn highest(self) -> f32 {
+        -self.lowest() - 1.0
+    }
+
+    /// Bytes of `codes` codes.
+    pub const fn codes_len(self, codes: usize) -> usize {
+        match self {
+            Self::Four => plane_len(codes),
+            Self::Eight => codes,
+        }
+    }
+
+    /// `extreme / lowest` as BF16: the extreme lands on the lowest code. Zero when that is zero or subnormal (groups of 4
+    /// bits below 2^-123): the reciprocal of a subnormal may overflow.
+    #[inline(always)]
+    pub fn scale(self, extreme: f32) -> bf16 {
+        let scale = nearest_bf16(extreme * (1.0 / self.lowest()));
+        if scale.to_f32().abs() < f32::MIN_POSITIVE {
+            bf16::ZERO
+        } else {
+            scale
+        }
+    }
+
+    /// The scale of group `group`, as a peer sent it. Refuses one above BF16 max / 2^(bits - 1): all levels are finite.
+    #[inline(always)]
+    pub fn received_scale(self, bytes: [u8; 2], group: usize) -> Result<f32, BadWord> {
+        let largest = bf16::MAX.to_bits() - ((self.bits() - 1) << 7);
+        let bits = u16::from_le_bytes(bytes);
+        if bits & 0x7fff > largest {
+            let feature = group * GROUP;
+            return Err(BadWord { feature, bits });
+        }
+        Ok(bf16::from_bits(bits).to_f32())
+    }
+}
+
 /// Row: E codes, then one BF16 scale for each 32 of them; the last group may be shorter.
 #[inline]
-pub fn dynamic_encode_row<T: Element>(values: &[T], row: &mut [u8]) -> EncodeStats {
-    let (plane, scales) = row.split_at_mut(plane_len(values.len()));
-    let groups = values.chunks(GROUP).zip(plane.chunks_mut(GROUP / 2));
+pub fn dynamic_encode_row<T: Element>(width: Width, values: &[T], row: &mut [u8]) -> EncodeStats {
+    let (codes, scales) = row.split_at_mut(width.codes_len(values.len()));
+    let groups = values.chunks(GROUP).zip(codes.chunks_mut(width.codes_len(GROUP)));
     let mut stats = EncodeStats::default();
     for (scale, (values, codes)) in scales.as_chunks_mut().0.iter_mut().zip(groups) {
-        *scale = dynamic_encode_group(values, codes, &mut stats).to_le_bytes();
+        *scale = dynamic_encode_group(width, values, codes, &mut stats).to_le_bytes();
     }
     stats
 }
 
 /// Codes of up to 32 values, and their scale.
 #[inline]
-pub fn dynamic_encode_group<T: Element>(values: &[T], codes: &mut [u8], stats: &mut EncodeStats) -> bf16 {
+pub fn dynamic_encode_group<T: Element>(width: Width, values: &[T], codes: &mut [u8], stats: &mut EncodeStats) -> bf16 {
     stats.nonfinite += values.iter().filter(|x| !x.to_f32().is_finite()).count() as u64;
-    let scale = group_scale(group_extreme(values));
+    let scale = width.scale(group_extreme(values));
     let inv_scale = reciprocal(scale);
-    let code = |x: &T| quantize(dynamic_input(x.to_f32()), inv_scale, DYNAMIC_LOWEST, DYNAMIC_HIGHEST);
-    for (byte, x) in codes.iter_mut().zip(values.chunks(2)) {
-        *byte = pack(code(&x[0]), x.get(1).map_or(0, code));
+    let code = |x: &T| quantize(dynamic_input(x.to_f32()), inv_scale, width.lowest(), width.highest());
+    match width {
+        Width::Four => codes
+            .iter_mut()
+            .zip(values.chunks(2))
+            .for_each(|(byte, x)| *byte = pack(code(&x[0]), x.get(1).map_or(0, code))),
+        Width::Eight => codes.iter_mut().zip(values).for_each(|(byte, x)| *byte = code(x) as u8),
     }
     scale
 }
@@ -245,7 +312,7 @@ pub fn dynamic_encode_group<T: Element>(values: &[T], codes: &mut [u8], stats: &
 /// What `dynamic` encodes for `x`: NaN is 0, and magnitudes beyond the BF16 range, infinity among them, are the largest
 /// BF16. That moves a finite f32 by less than 2^-8 of itself, and keeps every level finite.
 #[inline(always)]
-pub fn dynamic_input(x: f32) -> f32 {
+fn dynamic_input(x: f32) -> f32 {
     let x = if x.is_nan() { 0.0 } else { x };
     x.clamp(bf16::MIN.to_f32_const(), bf16::MAX.to_f32_const())
 }
@@ -265,18 +332,6 @@ pub fn group_extreme<T: Element>(values: &[T]) -> f32 {
     }
 }
 
-/// `extreme / -8` as BF16: the extreme lands on code -8, so all 16 levels are in use. Zero when that is zero or subnormal
-/// (groups below 2^-123): the reciprocal of a subnormal may overflow.
-#[inline(always)]
-pub fn group_scale(extreme: f32) -> bf16 {
-    let scale = bf16::from_f32(extreme * -0.125);
-    if scale.to_f32().abs() < f32::MIN_POSITIVE {
-        bf16::ZERO
-    } else {
-        scale
-    }
-}
-
 /// 1 / scale, from the BF16 that the receiver uses; zero for zero.
 #[inline(always)]
 pub fn reciprocal(scale: bf16) -> f32 {
@@ -289,32 +344,25 @@ pub fn reciprocal(scale: bf16) -> f32 {
 
 /// Adds a row to `sum` (E). Refuses a scale whose levels are not all finite.
 #[inline]
-pub fn dynamic_decode_row(row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
-    let (plane, scales) = row.split_at(plane_len(sum.len()));
-    let groups = plane.chunks(GROUP / 2).zip(sum.chunks_mut(GROUP));
+pub fn dynamic_decode_row(width: Width, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+    let (codes, scales) = row.split_at(width.codes_len(sum.len()));
+    let groups = codes.chunks(width.codes_len(GROUP)).zip(sum.chunks_mut(GROUP));
     for (i, (scale, (codes, sum))) in scales.as_chunks().0.iter().zip(groups).enumerate() {
-        dynamic_decode_group(received_scale(*scale, i)?, codes, sum);
+        dynamic_decode_group(width, width.received_scale(*scale, i)?, codes, sum);
     }
     Ok(())
 }
 
 /// `sum[j] += code j * scale`.
 #[inline]
-pub fn dynamic_decode_group(scale: f32, codes: &[u8], sum: &mut [f32]) {
-    for (byte, sum) in codes.iter().zip(sum.chunks_mut(2)) {
-        for (code, sum) in unpack(*byte).into_iter().zip(sum) {
-            *sum += f32::from(code) * scale;
+pub fn dynamic_decode_group(width: Width, scale: f32, codes: &[u8], sum: &mut [f32]) {
+    let add = |sum: &mut f32, code: i8| *sum += f32::from(code) * scale;
+    match width {
+        Width::Four => {
+            for (byte, sum) in codes.iter().zip(sum.chunks_mut(2)) {
+                sum.iter_mut().zip(unpack(*byte)).for_each(|(sum, code)| add(sum, code));
+            }
         }
+        Width::Eight => sum.iter_mut().zip(codes).for_each(|(sum, code)| add(sum, *code as i8)),
     }
-}
-
-/// The scale of group `group`, as a peer sent it.
-#[inline(always)]
-pub fn received_scale(bytes: [u8; 2], group: usize) -> Result<f32, BadWord> {
-    let bits = u16::from_le_bytes(bytes);
-    if bits & 0x7fff > DYNAMIC_MAX_SCALE {
-        let feature = group * GROUP;
-        return Err(BadWord { feature, bits });
-    }
-    Ok(bf16::from_bits(bits).to_f32())
 }

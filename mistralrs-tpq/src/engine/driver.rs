@@ -8,6 +8,7 @@ use candle_core::{DType, Tensor};
 use either::Either;
 use mistralrs_core::{
     ModelSelected, NormalRequest, Request, RequestMessage, Response, SamplingParams, TokenSource, TokenizationRequest,
+    Usage,
 };
 use mistralrs_server_core::mistralrs_for_server_builder::MistralRsForServerBuilder;
 use mistralrs_server_core::types::SharedMistralRsState;
@@ -117,28 +118,10 @@ impl Driver {
     /// # Errors
     /// A failed exchange, or a prompt that the model refuses.
     pub fn logits(&self, tokens: &[u32]) -> Result<SequenceLogits> {
-        let (response, mut answer) = tokio::sync::mpsc::channel(16);
-        let mut request = NormalRequest::new_simple(
-            RequestMessage::CompletionTokens(tokens.to_vec()),
-            SamplingParams::deterministic(),
-            response,
-            0,
-            None,
-            None,
-        );
-        request.return_raw_logits = true;
-        self.send(Request::Normal(Box::new(request)))?;
-        let response = self
-            .runtime
-            .block_on(answer.recv())
-            .context("the engine dropped the request")?;
-        let chunks = match response {
-            Response::Raw { logits_chunks, .. } => logits_chunks,
-            Response::ValidationError(error) | Response::InternalError(error) => bail!("the engine refused: {error}"),
-            Response::ModelError(error, _) | Response::CompletionModelError(error, _) => bail!("{error}"),
-            _ => bail!("the engine answered a raw-logits request with something else"),
+        let Response::Raw { logits_chunks, .. } = self.ask(tokens, SamplingParams::deterministic(), true)? else {
+            bail!("the engine answered a raw-logits request with something else");
         };
-        let (values, vocab) = logits_rows(&chunks)?;
+        let (values, vocab) = logits_rows(&logits_chunks)?;
         ensure!(
             values.len() == tokens.len() * vocab,
             "expected logits after each of {} tokens",
@@ -152,6 +135,36 @@ impl Driver {
             vocab,
             values,
         })
+    }
+
+    /// Runs `tokens` as one prompt and lets the model write up to `count` tokens; it stops early at its end-of-text token.
+    ///
+    /// # Errors
+    /// A failed exchange, or a prompt that the model refuses.
+    pub fn generate(&self, tokens: &[u32], count: usize) -> Result<Usage> {
+        let sampling = SamplingParams {
+            max_len: Some(count),
+            ..SamplingParams::deterministic()
+        };
+        match self.ask(tokens, sampling, false)? {
+            Response::CompletionDone(done) => Ok(done.usage),
+            _ => bail!("the engine answered a completion request with something else"),
+        }
+    }
+
+    /// The engine's answer to one prompt, its refusals as errors.
+    fn ask(&self, tokens: &[u32], sampling: SamplingParams, return_raw_logits: bool) -> Result<Response> {
+        let (response, mut answer) = tokio::sync::mpsc::channel(16);
+        let prompt = RequestMessage::CompletionTokens(tokens.to_vec());
+        let mut request = NormalRequest::new_simple(prompt, sampling, response, 0, None, None);
+        request.return_raw_logits = return_raw_logits;
+        self.send(Request::Normal(Box::new(request)))?;
+        let answer = self.runtime.block_on(answer.recv());
+        match answer.context("the engine dropped the request")? {
+            Response::ValidationError(error) | Response::InternalError(error) => bail!("the engine refused: {error}"),
+            Response::ModelError(error, _) | Response::CompletionModelError(error, _) => bail!("{error}"),
+            answer => Ok(answer),
+        }
     }
 
     fn send(&self, request: Request) -> Result<()> {

@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-pub use crate::command::{Command, LayerState, RankReport, Reply};
+pub use crate::command::{gathered_layers, gathered_reports, Command, LayerState, RankReport, Reply};
 pub use choice::CodecChoice;
 pub use driver::{Driver, ModelOptions, SequenceLogits};
 pub use fingerprint::model_fingerprint;

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use serde::Serialize;
 
 use super::{windows, Comparison};
 use crate::command::LayerError;
-use crate::engine::{Command, Driver, ModelOptions, Node, RankReport, Reply, SequenceLogits};
+use crate::engine::{gathered_reports, Command, Driver, ModelOptions, Node, RankReport, SequenceLogits};
 
 /// Points of [`EvalResult::kl_by_position`].
 const POSITION_PARTS: usize = 16;
@@ -175,14 +175,7 @@ fn in_choice(driver: &Driver, node: Option<&Arc<Node>>, choice: usize, window: &
 }
 
 fn reports(node: &Node, choice: usize, logits: usize) -> Result<Vec<RankReport>> {
-    let replies = node.gather(&Command::GatherReport { choice, logits })?;
-    replies
-        .into_iter()
-        .map(|reply| match reply {
-            Reply::Report(report) => Ok(*report),
-            Reply::Layers(_) => bail!("a rank answered with its layers instead of its report"),
-        })
-        .collect()
+    gathered_reports(node.gather(&Command::GatherReport { choice, logits })?)
 }
 
 fn fill_from_reports(result: &mut EvalResult, reports: &[RankReport]) -> Result<()> {

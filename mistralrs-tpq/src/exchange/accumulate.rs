@@ -1,8 +1,9 @@
 //! Adding raw values in f32, and rounding a finished sum once to its dtype.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::codec::{Dtype, Values, ValuesMut};
+use crate::codec::{round_to_bf16, Dtype, Values, ValuesMut};
 
 /// Elements and dtype of an output.
 pub(super) fn describe(output: &ValuesMut<'_>) -> (usize, Dtype) {
@@ -28,16 +29,9 @@ pub(super) fn round(sum: &[f32], output: &mut ValuesMut<'_>, start: usize) {
     let end = start + sum.len();
     match output {
         ValuesMut::F32(to) => to[start..end].copy_from_slice(sum),
-        ValuesMut::Bf16(to) => {
-            to[start..end]
-                .iter_mut()
-                .zip(sum)
-                .for_each(|(to, from)| *to = bf16::from_f32(*from));
-        }
-        ValuesMut::F16(to) => to[start..end]
-            .iter_mut()
-            .zip(sum)
-            .for_each(|(to, from)| *to = f16::from_f32(*from)),
+        ValuesMut::Bf16(to) => round_to_bf16(sum, &mut to[start..end]),
+        // One at a time, each would look whether the processor has the instruction.
+        ValuesMut::F16(to) => to[start..end].convert_from_f32_slice(sum),
     }
 }
 

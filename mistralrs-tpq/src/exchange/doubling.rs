@@ -6,17 +6,17 @@
 
 use std::time::Instant;
 
-use super::accumulate::{as_bytes_mut, round};
-use super::frames::{transfer, Expected, OnPayload, Outbox};
+use super::accumulate::{as_bytes_mut, count_nonfinite, round};
+use super::frames::{transfer, Expected, Outbox};
 use super::in_order::{InOrder, Term};
 use super::scratch::{recv_ops, Scratch};
 use super::slices::Slices;
+use super::stage::add_up;
 use super::stream::{encode_slice, encode_sum, seal};
-use super::sum_codec::SumCodec;
-use super::{Call, ExchangeError, ExchangeStats, RankSet};
-use crate::codec::{Codec, Values, ValuesMut};
-use crate::transport::{RecvOp, SendOp};
-use crate::wire::{FrameKind, FRAME_HEADER_LEN, FRAME_TRAILER_LEN};
+use super::sum_codec::MessageCodec;
+use super::{Call, ExchangeError, ExchangeStats, RankSet, Run};
+use crate::codec::Codec;
+use crate::wire::{FrameKind, FRAME_TRAILER_LEN};
 
 /// The largest power of two up to `world_size`.
 pub(super) const fn core_size(world_size: usize) -> usize {
@@ -28,238 +28,154 @@ pub(super) const fn sends_partial(rank: usize, step: u32, world_size: usize) -> 
     step == 0 && rank + core_size(world_size) >= world_size
 }
 
-pub(super) fn run(
-    call: &Call<'_>,
-    scratch: &mut Scratch,
-    input: Values<'_>,
-    output: &mut ValuesMut<'_>,
-    stats: &mut ExchangeStats,
-) -> Result<RankSet, ExchangeError> {
-    let (rank, world_size) = (call.transport.rank(), call.transport.world_size());
+pub(super) fn run(run: &mut Run<'_, '_>) -> Result<RankSet, ExchangeError> {
+    let (call, input) = (run.call, run.input);
+    let (rank, world_size) = call.place();
     let core = core_size(world_size);
-    scratch.headers.resize(FRAME_HEADER_LEN, 0);
-    scratch.sum.resize(input.len(), 0.0);
+    run.scratch.sum.resize(input.len(), 0.0);
     let whole = Slices::whole(call.codec, call.tokens as usize);
     if rank >= core {
-        let marks = send_partial(call, &whole, rank - core, scratch, input, stats)?;
-        return Ok(receive_result(call, rank - core, scratch, output, stats)?.with(marks));
+        let marks = send_partial(run, &whole, rank - core)?;
+        return Ok(receive_result(run, rank - core)?.with(marks));
     }
     let extra = (rank + core < world_size).then_some(rank + core);
     let mut marks = RankSet::default();
-    if super::accumulate::count_nonfinite(input) > 0 {
+    if count_nonfinite(input) > 0 {
         marks.insert(rank);
     }
     if let Some(extra) = extra {
-        marks = marks.with(receive_partial(call, extra, scratch, stats)?);
-        whole.add(0, input, &mut scratch.sum);
-        stats.nonfinite += super::accumulate::count_nonfinite(input);
+        marks = marks.with(receive_partial(run, extra)?);
+        whole.add(0, input, &mut run.scratch.sum);
+        run.stats.nonfinite += count_nonfinite(input);
     }
     for step in 0..core.ilog2() {
-        marks = step_with_partner(call, &whole, step, marks, scratch, input, stats)?;
+        marks = step_with_partner(run, &whole, step, marks)?;
     }
     let start = Instant::now();
-    round(&scratch.sum, output, 0);
-    stats.decode += start.elapsed();
+    round(&run.scratch.sum, run.output, 0);
+    run.stats.decode += start.elapsed();
     if let Some(extra) = extra {
-        send_result(call, extra, marks, scratch, output, stats)?;
+        send_result(run, extra, marks)?;
     }
     Ok(marks)
 }
 
-/// The codec of a message, chosen by what is in it.
-enum MessageCodec<'a> {
-    Partial(&'a dyn Codec),
-    Sum(SumCodec),
-}
-
-impl<'a> MessageCodec<'a> {
-    fn of(call: &Call<'a>, rank: usize, step: u32) -> Self {
-        if sends_partial(rank, step, call.transport.world_size()) {
-            Self::Partial(call.codec)
-        } else {
-            Self::Sum(call.gather_bits.codec(call.codec.features()))
-        }
-    }
-
-    fn get(&self) -> &dyn Codec {
-        match self {
-            Self::Partial(codec) => *codec,
-            Self::Sum(codec) => &**codec,
-        }
+/// The codec of what `rank` sends in `step`.
+fn sent_by<'a>(call: &Call<'a>, rank: usize, step: u32) -> MessageCodec<'a> {
+    if sends_partial(rank, step, call.transport.world_size()) {
+        MessageCodec::Partial(call.codec)
+    } else {
+        MessageCodec::Sum(call.gather_bits.codec(call.codec.features()))
     }
 }
 
 /// Replaces the sum of this rank's half by the sum of both halves.
 fn step_with_partner(
-    call: &Call<'_>,
+    run: &mut Run<'_, '_>,
     whole: &Slices<'_>,
     step: u32,
     marks: RankSet,
-    scratch: &mut Scratch,
-    input: Values<'_>,
-    stats: &mut ExchangeStats,
 ) -> Result<RankSet, ExchangeError> {
-    let rank = call.transport.rank();
+    let (call, stats) = (&run.call, &mut *run.stats);
+    let (rank, tokens) = (call.transport.rank(), call.tokens as usize);
     let partner = rank ^ (1 << step);
-    let (mine, theirs) = (
-        MessageCodec::of(call, rank, step),
-        MessageCodec::of(call, partner, step),
-    );
-    let tokens = call.tokens as usize;
-    let body_len = mine.get().payload_len(tokens, call.dtype);
-    let their_len = theirs.get().payload_len(tokens, call.dtype);
-    let Scratch {
-        sum,
-        own,
-        received,
-        headers,
-        ..
-    } = scratch;
+    let (mine, theirs) = (sent_by(call, rank, step), sent_by(call, partner, step));
+    let body_len = mine.payload_len(tokens, call.dtype);
+    let Scratch { sum, own, room, .. } = &mut *run.scratch;
     own.resize(body_len + FRAME_TRAILER_LEN, 0);
-    received.resize(their_len + FRAME_TRAILER_LEN, 0);
 
     let stage = |codec: &dyn Codec| Expected {
         part: step,
         ..call.expected(FrameKind::Doubling, codec.tag())
     };
-    let mut outbox = Outbox::new();
-    outbox.address(partner, stage(mine.get()).header(rank, false, own.len()));
-    let offer = |ready: &[u8], stats: &mut ExchangeStats| outbox.offer(call, partner, ready, stats);
+    let mut outbox = Outbox::new(call);
+    outbox.address(partner, stage(&*mine), own.len());
+    let offer = |ready: &[u8], stats: &mut ExchangeStats| outbox.offer(partner, ready, stats);
     match &mine {
         MessageCodec::Partial(_) => {
-            encode_slice(call, whole, 0, input, own, stats, offer)?;
+            encode_slice(call, whole, 0, run.input, own, stats, offer)?;
             seal(own, marks);
         }
-        MessageCodec::Sum(codec) => encode_sum(call, &**codec, sum, own, marks, stats, offer)?,
+        MessageCodec::Sum(codec) => encode_sum(call, codec, sum, own, marks, stats, offer)?,
     }
 
     let own = &own[..];
-    let own_term = Term {
-        rank,
-        codec: mine.get(),
-        own: Some(&own[..body_len]),
-    };
-    let their_term = Term {
-        rank: partner,
-        codec: theirs.get(),
-        own: None,
-    };
-    let terms = if rank < partner {
-        [own_term, their_term]
-    } else {
-        [their_term, own_term]
-    };
+    let mut terms = [
+        Term::own(&*mine, rank, &own[..body_len]),
+        Term::received(&*theirs, partner),
+    ];
+    terms.sort_by_key(|term| term.rank);
     let mut adding = InOrder::new(&terms, tokens, call.codec.features(), call.dtype, sum);
-    let (mut ops, count) = recv_ops([partner].into_iter(), headers, received, |_| {
-        their_len + FRAME_TRAILER_LEN
-    });
-    let on_payload: &mut OnPayload<'_> = &mut |from, bytes, complete| {
-        adding
-            .arrived(from, bytes, complete)
-            .map_err(|bad| call.bad_payload(bad))
-    };
     let sends = [outbox.rest(partner, own)];
-    let expected = stage(theirs.get());
-    let found = transfer(call, &sends, &mut ops[..count], |_| expected, on_payload, stats)?;
-    let start = Instant::now();
-    let rest = adding.finish(|_| &ops[0].payload[..their_len]);
-    rest.map_err(|bad| call.give_up(bad))?;
-    stats.decode += start.elapsed();
+    let found = add_up(call, &sends, stage(&*theirs), &mut adding, room, stats, |_| {})?;
     Ok(marks.with(found))
 }
 
-fn send_partial(
-    call: &Call<'_>,
-    whole: &Slices<'_>,
-    to: usize,
-    scratch: &mut Scratch,
-    input: Values<'_>,
-    stats: &mut ExchangeStats,
-) -> Result<RankSet, ExchangeError> {
-    let own = &mut scratch.own;
+fn send_partial(run: &mut Run<'_, '_>, whole: &Slices<'_>, to: usize) -> Result<RankSet, ExchangeError> {
+    let (call, own) = (&run.call, &mut run.scratch.own);
     own.resize(whole.payload_len(0, call.dtype) + FRAME_TRAILER_LEN, 0);
     let expected = call.expected(FrameKind::DoublingFold, call.codec.tag());
-    let mut outbox = Outbox::new();
-    outbox.address(to, expected.header(call.transport.rank(), false, own.len()));
-    let marks = encode_slice(call, whole, 0, input, own, stats, |ready, stats| {
-        outbox.offer(call, to, ready, stats)
+    let mut outbox = Outbox::new(call);
+    outbox.address(to, expected, own.len());
+    let marks = encode_slice(call, whole, 0, run.input, own, run.stats, |ready, stats| {
+        outbox.offer(to, ready, stats)
     })?;
-    let sends = [outbox.rest(to, own)];
-    transfer(call, &sends, &mut [], |_| expected, &mut |_, _, _| Ok(()), stats)?;
+    send_only(&outbox, to, own, expected, run.stats)?;
     Ok(marks)
 }
 
 /// Leaves the decoded partial sum of `from` in `scratch.sum`.
-fn receive_partial(
-    call: &Call<'_>,
-    from: usize,
-    scratch: &mut Scratch,
-    stats: &mut ExchangeStats,
-) -> Result<RankSet, ExchangeError> {
-    let body_len = call.codec.payload_len(call.tokens as usize, call.dtype);
-    let Scratch {
-        sum, received, headers, ..
-    } = scratch;
-    received.resize(body_len + FRAME_TRAILER_LEN, 0);
-    let terms = [Term {
-        rank: from,
-        codec: call.codec,
-        own: None,
-    }];
+fn receive_partial(run: &mut Run<'_, '_>, from: usize) -> Result<RankSet, ExchangeError> {
+    let call = &run.call;
+    let Scratch { sum, room, .. } = &mut *run.scratch;
+    let terms = [Term::received(call.codec, from)];
     let features = call.codec.features();
     let mut adding = InOrder::new(&terms, call.tokens as usize, features, call.dtype, sum);
-    let (mut ops, count) = recv_ops([from].into_iter(), headers, received, |_| body_len + FRAME_TRAILER_LEN);
-    let on_payload: &mut OnPayload<'_> = &mut |from, bytes, complete| {
-        adding
-            .arrived(from, bytes, complete)
-            .map_err(|bad| call.bad_payload(bad))
-    };
     let expected = call.expected(FrameKind::DoublingFold, call.codec.tag());
-    let found = transfer(call, &[], &mut ops[..count], |_| expected, on_payload, stats)?;
-    let rest = adding.finish(|_| &ops[0].payload[..body_len]);
-    rest.map_err(|bad| call.give_up(bad))?;
-    Ok(found)
+    add_up(call, &[], expected, &mut adding, room, run.stats, |_| {})
 }
 
 /// Raw, since one more encoding of the result would have to happen on all ranks, for the few that are beyond a power of
 /// two.
-fn send_result(
-    call: &Call<'_>,
-    to: usize,
-    marks: RankSet,
-    scratch: &mut Scratch,
-    output: &mut ValuesMut<'_>,
-    stats: &mut ExchangeStats,
-) -> Result<(), ExchangeError> {
-    let own = &mut scratch.own;
-    let bytes = as_bytes_mut(output);
+fn send_result(run: &mut Run<'_, '_>, to: usize, marks: RankSet) -> Result<(), ExchangeError> {
+    let (call, own) = (&run.call, &mut run.scratch.own);
+    let bytes = as_bytes_mut(run.output);
     own.resize(bytes.len() + FRAME_TRAILER_LEN, 0);
     own[..bytes.len()].copy_from_slice(bytes);
     seal(own, marks);
     let expected = call.expected(FrameKind::DoublingResult, call.codec.tag());
-    let mut outbox = Outbox::new();
-    outbox.address(to, expected.header(call.transport.rank(), false, own.len()));
-    let sends: [SendOp<'_>; 1] = [outbox.rest(to, own)];
-    transfer(call, &sends, &mut [], |_| expected, &mut |_, _, _| Ok(()), stats).map(|_| ())
+    let mut outbox = Outbox::new(call);
+    outbox.address(to, expected, own.len());
+    send_only(&outbox, to, own, expected, run.stats)
 }
 
-fn receive_result(
-    call: &Call<'_>,
-    from: usize,
-    scratch: &mut Scratch,
-    output: &mut ValuesMut<'_>,
-    stats: &mut ExchangeStats,
-) -> Result<RankSet, ExchangeError> {
-    let bytes = as_bytes_mut(output);
-    let Scratch { received, headers, .. } = scratch;
-    received.resize(bytes.len() + FRAME_TRAILER_LEN, 0);
-    let mut ops = [RecvOp {
-        from,
-        header: &mut headers[..FRAME_HEADER_LEN],
-        payload: received,
-    }];
+fn receive_result(run: &mut Run<'_, '_>, from: usize) -> Result<RankSet, ExchangeError> {
+    let call = &run.call;
+    let bytes = as_bytes_mut(run.output);
+    let frames = [(from, bytes.len() + FRAME_TRAILER_LEN)].into_iter();
+    let (mut ops, count) = recv_ops(frames, &mut run.scratch.room);
     let expected = call.expected(FrameKind::DoublingResult, call.codec.tag());
-    let found = transfer(call, &[], &mut ops, |_| expected, &mut |_, _, _| Ok(()), stats)?;
+    let found = transfer(
+        call,
+        &[],
+        &mut ops[..count],
+        |_| expected,
+        &mut |_, _, _| Ok(()),
+        run.stats,
+    )?;
     bytes.copy_from_slice(&ops[0].payload[..bytes.len()]);
     Ok(found)
+}
+
+/// What is left of a frame to the only peer of a stage, which sends nothing back.
+fn send_only(
+    outbox: &Outbox<'_>,
+    to: usize,
+    frame: &[u8],
+    expected: Expected<'_>,
+    stats: &mut ExchangeStats,
+) -> Result<(), ExchangeError> {
+    let sends = [outbox.rest(to, frame)];
+    transfer(outbox.call, &sends, &mut [], |_| expected, &mut |_, _, _| Ok(()), stats)?;
+    Ok(())
 }

@@ -25,7 +25,7 @@ pub(super) struct Expected<'a> {
 
 impl Expected<'_> {
     /// The header this rank sends in this stage.
-    pub(super) fn header(&self, rank: usize, nonfinite: bool, payload_len: usize) -> [u8; FRAME_HEADER_LEN] {
+    fn header(&self, rank: usize, nonfinite: bool, payload_len: usize) -> [u8; FRAME_HEADER_LEN] {
         FrameHeader {
             kind: self.kind,
             codec: self.codec,
@@ -77,38 +77,37 @@ impl Expected<'_> {
 }
 
 /// Frames of one stage on their way out. What the transport takes early is not sent again.
-pub(super) struct Outbox {
+pub(super) struct Outbox<'c> {
+    pub(super) call: &'c Call<'c>,
     headers: Headers,
     sent: [usize; MAX_RANKS],
 }
 
-impl Outbox {
-    pub(super) const fn new() -> Self {
+impl<'c> Outbox<'c> {
+    pub(super) const fn new(call: &'c Call<'c>) -> Self {
         Self {
+            call,
             headers: [[0; FRAME_HEADER_LEN]; MAX_RANKS],
             sent: [0; MAX_RANKS],
         }
     }
 
-    /// Starts a frame to `to`.
-    pub(super) fn address(&mut self, to: usize, header: [u8; FRAME_HEADER_LEN]) {
-        self.headers[to] = header;
+    /// Starts a frame to `to`, with the header that `to` expects.
+    pub(super) fn address(&mut self, to: usize, expected: Expected<'_>, payload_len: usize) {
+        self.address_marked(to, expected, false, payload_len);
+    }
+
+    /// As [`Outbox::address`]; the header says whether this rank's input had NaN or infinity.
+    fn address_marked(&mut self, to: usize, expected: Expected<'_>, nonfinite: bool, payload_len: usize) {
+        self.headers[to] = expected.header(self.call.transport.rank(), nonfinite, payload_len);
         self.sent[to] = 0;
     }
 
     /// Sends what goes out at once of the frame to `to`, of whose payload `ready` is there already.
-    pub(super) fn offer(
-        &mut self,
-        call: &Call<'_>,
-        to: usize,
-        ready: &[u8],
-        stats: &mut ExchangeStats,
-    ) -> Result<(), ExchangeError> {
+    pub(super) fn offer(&mut self, to: usize, ready: &[u8], stats: &mut ExchangeStats) -> Result<(), ExchangeError> {
         let start = Instant::now();
-        let taken = call
-            .transport
-            .offer(&self.rest(to, ready))
-            .map_err(|source| call.lost(source))?;
+        let taken = self.call.transport.offer(&self.rest(to, ready));
+        let taken = taken.map_err(|source| self.call.lost(source))?;
         self.sent[to] += taken;
         stats.bytes_sent += taken as u64;
         stats.wire += start.elapsed();
@@ -125,6 +124,20 @@ impl Outbox {
                 &payload[sent.saturating_sub(FRAME_HEADER_LEN)..],
             ],
         }
+    }
+
+    /// What is left of the frames to all peers, each rank's from another start: while all are at the same turn, each link
+    /// carries one frame in each direction.
+    pub(super) fn rests<'a>(&'a self, payload: impl Fn(usize) -> &'a [u8]) -> [SendOp<'a>; MAX_RANKS] {
+        let (rank, world_size) = self.call.place();
+        let mut sends = [SendOp {
+            to: 0,
+            parts: [&[], &[]],
+        }; MAX_RANKS];
+        for (send, peer) in sends.iter_mut().zip(peers_from(rank, world_size)) {
+            *send = self.rest(peer, payload(peer));
+        }
+        sends
     }
 }
 
@@ -222,17 +235,20 @@ pub(super) fn exchange<'a>(
     stats: &mut ExchangeStats,
 ) -> Result<RankSet, ExchangeError> {
     let expected = call.expected(kind, call.codec.tag());
-    let (rank, world_size) = (call.transport.rank(), call.transport.world_size());
-    let mut outbox = Outbox::new();
+    let (rank, world_size) = call.place();
+    let mut outbox = Outbox::new(call);
     for peer in peers(rank, world_size) {
-        outbox.address(peer, expected.header(rank, nonfinite, payload(peer).len()));
+        outbox.address_marked(peer, expected, nonfinite, payload(peer).len());
     }
-    let mut sends = no_sends();
-    for (send, peer) in sends.iter_mut().zip(peers(rank, world_size)) {
-        *send = outbox.rest(peer, payload(peer));
-    }
-    let sends = &sends[..world_size - 1];
-    let mut found = transfer(call, sends, recvs, |_| expected, &mut |_, _, _| Ok(()), stats)?;
+    let sends = outbox.rests(|peer| payload(peer));
+    let mut found = transfer(
+        call,
+        &sends[..world_size - 1],
+        recvs,
+        |_| expected,
+        &mut |_, _, _| Ok(()),
+        stats,
+    )?;
     if nonfinite {
         found.insert(rank);
     }
@@ -240,7 +256,7 @@ pub(super) fn exchange<'a>(
 }
 
 /// All ranks but this one, in rank order.
-pub(super) fn peers(rank: usize, world_size: usize) -> impl Iterator<Item = usize> {
+pub(super) fn peers(rank: usize, world_size: usize) -> impl Iterator<Item = usize> + Clone {
     (0..world_size).filter(move |&peer| peer != rank)
 }
 
@@ -250,14 +266,6 @@ pub(super) fn peers_from(rank: usize, world_size: usize) -> impl Iterator<Item =
 }
 
 /// Empty operations to be filled in.
-pub(super) const fn no_sends<'a>() -> [SendOp<'a>; MAX_RANKS] {
-    [SendOp {
-        to: 0,
-        parts: [&[], &[]],
-    }; MAX_RANKS]
-}
-
-/// As [`no_sends`].
 pub(super) fn no_recvs<'a>() -> [RecvOp<'a>; MAX_RANKS] {
     std::array::from_fn(|_| RecvOp {
         from: 0,

@@ -6,55 +6,31 @@
 use std::time::Instant;
 
 use super::accumulate::{add_raw, as_bytes, as_bytes_mut, count_nonfinite, round};
-use super::frames::{exchange, no_recvs, peers};
-use super::scratch::{received_from, recv_ops, Scratch};
-use super::{Call, ExchangeError, ExchangeStats, RankSet};
+use super::frames::{exchange, peers};
+use super::scratch::{received_from, recv_ops, recv_ops_into, Scratch};
+use super::{Call, ExchangeError, ExchangeStats, RankSet, Run};
 use crate::codec::{Values, ValuesMut};
 use crate::transport::RecvOp;
-use crate::wire::{FrameKind, FRAME_HEADER_LEN};
+use crate::wire::FrameKind;
 
 /// Every rank sends everything to every other and adds all of it: one round trip.
-pub(super) fn one_shot(
-    call: &Call<'_>,
-    scratch: &mut Scratch,
-    input: Values<'_>,
-    output: &mut ValuesMut<'_>,
-    stats: &mut ExchangeStats,
-) -> Result<RankSet, ExchangeError> {
-    let (rank, world_size) = (call.transport.rank(), call.transport.world_size());
+pub(super) fn one_shot(run: &mut Run<'_, '_>) -> Result<RankSet, ExchangeError> {
+    let (call, input, stats) = (&run.call, run.input, &mut *run.stats);
+    let (rank, world_size) = call.place();
     let own = as_bytes(input);
-    scratch.prepare(world_size, input.len(), 0, (world_size - 1) * own.len());
-    let Scratch {
-        sum, received, headers, ..
-    } = scratch;
+    run.scratch.prepare(input.len(), 0);
+    let Scratch { sum, room, .. } = &mut *run.scratch;
     let bad = scan(input, stats);
-    let (mut ops, count) = recv_ops(peers(rank, world_size), headers, received, |_| own.len());
+    let (mut ops, count) = recv_ops(peers(rank, world_size).map(|peer| (peer, own.len())), room);
     let nonfinite = exchange(call, FrameKind::Lossless, bad, |_| own, &mut ops[..count], stats)?;
-
-    let start = Instant::now();
-    sum.fill(0.0);
-    for from in 0..world_size {
-        let bytes = if from == rank {
-            own
-        } else {
-            received_from(&ops[..count], from)
-        };
-        add_raw(bytes, call.dtype, sum);
-    }
-    round(sum, output, 0);
-    stats.decode += start.elapsed();
+    add_all(call, own, &ops[..count], sum, run.output, 0, stats);
     Ok(nonfinite)
 }
 
 /// Reduce-scatter, then all-gather: each rank adds one slice of the elements and sends the sum to the others.
-pub(super) fn two_shot(
-    call: &Call<'_>,
-    scratch: &mut Scratch,
-    input: Values<'_>,
-    output: &mut ValuesMut<'_>,
-    stats: &mut ExchangeStats,
-) -> Result<RankSet, ExchangeError> {
-    let (rank, world_size) = (call.transport.rank(), call.transport.world_size());
+pub(super) fn two_shot(run: &mut Run<'_, '_>) -> Result<RankSet, ExchangeError> {
+    let (call, input, stats) = (&run.call, run.input, &mut *run.stats);
+    let (rank, world_size) = call.place();
     let size = call.dtype.size();
     let bounds = |owner: usize| slice_of(input.len(), owner, world_size);
     let (start_mine, end_mine) = bounds(rank);
@@ -64,57 +40,49 @@ pub(super) fn two_shot(
         let (start, end) = bounds(owner);
         &bytes[start * size..end * size]
     };
-    scratch.prepare(
-        world_size,
-        end_mine - start_mine,
-        slice_len,
-        (world_size - 1) * slice_len,
-    );
-    let Scratch {
-        sum,
-        own,
-        received,
-        headers,
-        ..
-    } = scratch;
+    run.scratch.prepare(end_mine - start_mine, slice_len);
+    let Scratch { sum, own, room, .. } = &mut *run.scratch;
     let bad = scan(input, stats);
-    let (mut ops, count) = recv_ops(peers(rank, world_size), headers, received, |_| slice_len);
+    let (mut ops, count) = recv_ops(peers(rank, world_size).map(|peer| (peer, slice_len)), room);
     let recvs = &mut ops[..count];
     let nonfinite = exchange(call, FrameKind::LosslessScatter, bad, slice_for, recvs, stats)?;
+    add_all(call, slice_for(rank), recvs, sum, run.output, start_mine, stats);
 
-    let start = Instant::now();
-    sum.fill(0.0);
-    for from in 0..world_size {
-        let slice = if from == rank {
-            slice_for(rank)
-        } else {
-            received_from(&ops[..count], from)
-        };
-        add_raw(slice, call.dtype, sum);
-    }
-    round(sum, output, start_mine);
-    stats.decode += start.elapsed();
-
-    let mut rest = as_bytes_mut(output);
+    let rest = as_bytes_mut(run.output);
     own.copy_from_slice(&rest[start_mine * size..end_mine * size]);
-    let mut ops = no_recvs();
-    let mut header_room = headers.chunks_exact_mut(FRAME_HEADER_LEN);
-    let mut count = 0;
-    for owner in 0..world_size {
+    let slices = (0..world_size).scan(rest, |rest, owner| {
         let (start, end) = bounds(owner);
-        let (payload, tail) = rest.split_at_mut((end - start) * size);
-        rest = tail;
-        if let (true, Some(header)) = (owner != rank, header_room.next()) {
-            ops[count] = RecvOp {
-                from: owner,
-                header,
-                payload,
-            };
-            count += 1;
-        }
-    }
+        let (slice, tail) = std::mem::take(rest).split_at_mut((end - start) * size);
+        *rest = tail;
+        Some((owner, slice))
+    });
+    let (mut ops, count) = recv_ops_into(slices.filter(|(owner, _)| *owner != rank), room);
     exchange(call, FrameKind::LosslessGather, bad, |_| own, &mut ops[..count], stats)?;
     Ok(nonfinite)
+}
+
+/// Adds up what came and `own`, in rank order, and rounds it to elements `start..` of `output`.
+fn add_all(
+    call: &Call<'_>,
+    own: &[u8],
+    ops: &[RecvOp<'_>],
+    sum: &mut [f32],
+    output: &mut ValuesMut<'_>,
+    start: usize,
+    stats: &mut ExchangeStats,
+) {
+    let began = Instant::now();
+    let (rank, world_size) = call.place();
+    sum.fill(0.0);
+    for from in 0..world_size {
+        let bytes = match from == rank {
+            true => own,
+            false => received_from(ops, from),
+        };
+        add_raw(bytes, call.dtype, sum);
+    }
+    round(sum, output, start);
+    stats.decode += began.elapsed();
 }
 
 /// The elements that `owner` adds up: as even as can be, empty when there are fewer elements than ranks.

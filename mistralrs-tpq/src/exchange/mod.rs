@@ -25,6 +25,7 @@ mod policy;
 mod ring;
 mod scratch;
 mod slices;
+mod stage;
 mod stream;
 mod sum_codec;
 mod two_shot;
@@ -146,6 +147,15 @@ struct Call<'a> {
     sequence: u64,
 }
 
+/// One exchange under way: this rank's input, and where everything goes.
+struct Run<'a, 'o> {
+    call: Call<'a>,
+    scratch: &'a mut Scratch,
+    input: Values<'a>,
+    output: &'a mut ValuesMut<'o>,
+    stats: &'a mut ExchangeStats,
+}
+
 impl Communicator {
     pub fn new(transport: Arc<dyn Transport>, config: ExchangeConfig) -> Self {
         Self {
@@ -184,10 +194,31 @@ impl Communicator {
             return Ok(ExchangeStats::default());
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let chosen = state.choices.choose(&self.config, shape, codec);
+        let State {
+            sequence,
+            scratch,
+            choices,
+        } = &mut *state;
+        let chosen = choices.choose(&self.config, shape, codec);
         let mut stats = ExchangeStats::default();
-        let mut call = self.call(site, codec, tokens, input.dtype(), &mut state);
-        let nonfinite = self.run(chosen, &call, &mut state.scratch, input, &mut output, &mut stats)?;
+        let call = Call {
+            transport: &*self.transport,
+            timeout: self.config.timeout,
+            site,
+            codec,
+            gather_bits: self.config.gather_bits,
+            tokens,
+            dtype: input.dtype(),
+            sequence: next(sequence),
+        };
+        let mut run = Run {
+            call,
+            scratch,
+            input,
+            output: &mut output,
+            stats: &mut stats,
+        };
+        let nonfinite = run.run(chosen)?;
         if nonfinite.is_empty() {
             return Ok(stats);
         }
@@ -199,64 +230,40 @@ impl Communicator {
             // Nothing was lost: the sum has the NaN or infinity that a lossless all-reduce has.
             (NonFinite::Fallback, Chosen::Copy | Chosen::LosslessOneShot | Chosen::LosslessTwoShot) => Ok(stats),
             (NonFinite::Fallback, _) => {
-                let seen = stats.nonfinite;
-                call = self.call(site, codec, tokens, input.dtype(), &mut state);
-                let fallback = policy::lossless(shape);
-                self.run(fallback, &call, &mut state.scratch, input, &mut output, &mut stats)?;
+                let seen = run.stats.nonfinite;
+                run.call.sequence = next(sequence);
+                run.run(policy::lossless(shape))?;
                 (stats.nonfinite, stats.fell_back) = (seen, true);
                 Ok(stats)
             }
         }
     }
+}
 
-    fn call<'a>(
-        &'a self,
-        site: &'a Site,
-        codec: &'a dyn Codec,
-        tokens: u32,
-        dtype: Dtype,
-        state: &mut State,
-    ) -> Call<'a> {
-        let sequence = state.sequence;
-        state.sequence += 1;
-        Call {
-            transport: &*self.transport,
-            timeout: self.config.timeout,
-            site,
-            codec,
-            gather_bits: self.config.gather_bits,
-            tokens,
-            dtype,
-            sequence,
-        }
-    }
-
+impl Run<'_, '_> {
     /// Returns the ranks whose input had NaN or infinity: the same on all ranks.
-    fn run(
-        &self,
-        chosen: Chosen,
-        call: &Call<'_>,
-        scratch: &mut Scratch,
-        input: Values<'_>,
-        output: &mut ValuesMut<'_>,
-        stats: &mut ExchangeStats,
-    ) -> Result<RankSet, ExchangeError> {
+    fn run(&mut self, chosen: Chosen) -> Result<RankSet, ExchangeError> {
         match chosen {
             Chosen::Copy => {
-                accumulate::copy(input, output);
+                accumulate::copy(self.input, self.output);
                 Ok(RankSet::default())
             }
-            Chosen::OneShot => one_shot::run(call, scratch, input, output, stats),
-            Chosen::TwoShot => two_shot::run(call, scratch, input, output, stats),
-            Chosen::Ring => ring::run(call, scratch, input, output, stats),
-            Chosen::Doubling => doubling::run(call, scratch, input, output, stats),
-            Chosen::LosslessOneShot => lossless::one_shot(call, scratch, input, output, stats),
-            Chosen::LosslessTwoShot => lossless::two_shot(call, scratch, input, output, stats),
+            Chosen::OneShot => one_shot::run(self),
+            Chosen::TwoShot => two_shot::run(self),
+            Chosen::Ring => ring::run(self),
+            Chosen::Doubling => doubling::run(self),
+            Chosen::LosslessOneShot => lossless::one_shot(self),
+            Chosen::LosslessTwoShot => lossless::two_shot(self),
         }
     }
 }
 
 impl Call<'_> {
+    /// This rank, and how many there are.
+    fn place(&self) -> (usize, usize) {
+        (self.transport.rank(), self.transport.world_size())
+    }
+
     fn expected(&self, kind: crate::wire::FrameKind, codec: u8) -> Expected<'_> {
         Expected {
             site: self.site,
@@ -294,6 +301,12 @@ impl Call<'_> {
         self.transport.abort(culprit, &error.to_string());
         error
     }
+}
+
+/// The number of the next exchange.
+fn next(sequence: &mut u64) -> u64 {
+    *sequence += 1;
+    *sequence - 1
 }
 
 /// A set of ranks, without allocating.

@@ -6,14 +6,16 @@
 
 use std::time::Instant;
 
-use super::frames::{transfer, OnPayload, Outbox};
+use super::accumulate::count_nonfinite;
+use super::frames::{Expected, Outbox};
 use super::in_order::{Delivery, InOrder, Term};
-use super::scratch::{recv_ops, Scratch};
+use super::scratch::Scratch;
 use super::slices::Slices;
+use super::stage::{add_up, Gather};
 use super::stream::{encode_slice, encode_sum, seal};
-use super::sum_codec::GatherBits;
-use super::{Call, ExchangeError, ExchangeStats, RankSet};
-use crate::codec::{Codec, Values, ValuesMut};
+use super::sum_codec::{GatherBits, MessageCodec};
+use super::{ExchangeError, ExchangeStats, RankSet, Run};
+use crate::codec::{Codec, Dtype};
 use crate::wire::{FrameKind, FRAME_TRAILER_LEN};
 
 /// Codes of sums on their way round. With 8 bits, a ring would send as much as a two-shot exchange with `gather_bits: 8`
@@ -21,18 +23,16 @@ use crate::wire::{FrameKind, FRAME_TRAILER_LEN};
 pub(super) const HOP_BITS: GatherBits = GatherBits::Four;
 
 /// The codec of what is sent of `slice` in `step` of the first half: a partial sum, then sums.
-fn hop<R>(slices: &Slices<'_>, slice: usize, step: usize, with: impl FnOnce(&dyn Codec) -> R) -> R {
+fn hop<'a>(slices: &'a Slices<'_>, slice: usize, step: usize) -> MessageCodec<'a> {
     if step == 0 {
-        with(slices.codec(slice))
+        MessageCodec::Partial(slices.codec(slice))
     } else {
-        with(&*HOP_BITS.codec(slices.width(slice)))
+        MessageCodec::Sum(HOP_BITS.codec(slices.width(slice)))
     }
 }
 
-pub(super) fn scatter_len(slices: &Slices<'_>, call_dtype: crate::codec::Dtype, slice: usize, step: usize) -> usize {
-    hop(slices, slice, step, |codec| {
-        codec.payload_len(slices.rows(slice), call_dtype)
-    })
+pub(super) fn scatter_len(slices: &Slices<'_>, dtype: Dtype, slice: usize, step: usize) -> usize {
+    hop(slices, slice, step).payload_len(slices.rows(slice), dtype)
 }
 
 /// The slice that `rank` sends in `step` of the first half.
@@ -50,161 +50,101 @@ const fn back(rank: usize, steps: usize, world_size: usize) -> usize {
     (rank + 2 * world_size - steps % world_size) % world_size
 }
 
-pub(super) fn run(
-    call: &Call<'_>,
-    scratch: &mut Scratch,
-    input: Values<'_>,
-    output: &mut ValuesMut<'_>,
-    stats: &mut ExchangeStats,
-) -> Result<RankSet, ExchangeError> {
+pub(super) fn run(run: &mut Run<'_, '_>) -> Result<RankSet, ExchangeError> {
+    let call = run.call;
     let world_size = call.transport.world_size();
     let slices = Slices::new(call.codec, call.tokens as usize, world_size);
     let mut marks = RankSet::default();
     for step in 0..world_size - 1 {
-        marks = scatter_step(call, &slices, step, marks, scratch, input, stats)?;
+        marks = scatter_step(run, &slices, step, marks)?;
     }
     // By now all ranks know of all, so that all stop here or none.
     if !marks.is_empty() {
         return Ok(marks);
     }
     for step in 0..world_size - 1 {
-        gather_step(call, &slices, step, scratch, output, stats)?;
+        gather_step(run, &slices, step)?;
     }
     Ok(marks)
 }
 
 /// Leaves the sum so far of the received slice in `scratch.sum`; returns who had NaN or infinity, as far as known.
 fn scatter_step(
-    call: &Call<'_>,
+    run: &mut Run<'_, '_>,
     slices: &Slices<'_>,
     step: usize,
-    marks: RankSet,
-    scratch: &mut Scratch,
-    input: Values<'_>,
-    stats: &mut ExchangeStats,
+    mut marks: RankSet,
 ) -> Result<RankSet, ExchangeError> {
-    let (rank, world_size) = (call.transport.rank(), call.transport.world_size());
+    let (call, stats) = (&run.call, &mut *run.stats);
+    let (rank, world_size) = call.place();
     let (left, right) = (back(rank, 1, world_size), (rank + 1) % world_size);
-    let (out, incoming) = (
-        scatter_slice(rank, step, world_size),
-        scatter_slice(left, step, world_size),
-    );
-    let out_len = scatter_len(slices, call.dtype, out, step) + FRAME_TRAILER_LEN;
-    let body_len = scatter_len(slices, call.dtype, incoming, step);
-    let Scratch {
-        sum,
-        own,
-        received,
-        headers,
-        ..
-    } = scratch;
-    own.resize(out_len, 0);
-    received.resize(body_len + FRAME_TRAILER_LEN, 0);
-    headers.resize(crate::wire::FRAME_HEADER_LEN, 0);
+    let out = scatter_slice(rank, step, world_size);
+    let incoming = scatter_slice(left, step, world_size);
+    let Scratch { sum, own, room, .. } = &mut *run.scratch;
+    own.resize(scatter_len(slices, call.dtype, out, step) + FRAME_TRAILER_LEN, 0);
 
-    let stage = |codec: u8| super::frames::Expected {
+    let stage = |codec: &dyn Codec| Expected {
         part: step as u32,
-        ..call.expected(FrameKind::RingScatter, codec)
+        ..call.expected(FrameKind::RingScatter, codec.tag())
     };
-    let mut outbox = Outbox::new();
-    let sent = hop(slices, out, step, |codec| codec.tag());
-    outbox.address(right, stage(sent).header(rank, false, out_len));
-    let mut marks = marks;
+    let codec = hop(slices, out, step);
+    let mut outbox = Outbox::new(call);
+    outbox.address(right, stage(&*codec), own.len());
+    let offer = |ready: &[u8], stats: &mut ExchangeStats| outbox.offer(right, ready, stats);
     if step == 0 {
         // Of the first slice only; the others are this rank's own input too, and join in with their step.
-        let offer = |ready: &[u8], stats: &mut ExchangeStats| outbox.offer(call, right, ready, stats);
-        marks = encode_slice(call, slices, out, input, own, stats, offer)?;
-        let others = super::accumulate::count_nonfinite(input);
+        marks = encode_slice(call, slices, out, run.input, own, stats, offer)?;
+        let others = count_nonfinite(run.input);
         if others > 0 {
             stats.nonfinite = others;
             marks.insert(rank);
             seal(own, marks);
         }
     } else {
-        let offer = |ready: &[u8], stats: &mut ExchangeStats| outbox.offer(call, right, ready, stats);
-        encode_sum(call, &*HOP_BITS.codec(slices.width(out)), sum, own, marks, stats, offer)?;
+        encode_sum(call, &*codec, sum, own, marks, stats, offer)?;
     }
 
     sum.resize(slices.elements(incoming), 0.0);
-    let found = hop(slices, incoming, step, |codec| {
-        let terms = [Term {
-            rank: left,
-            codec,
-            own: None,
-        }];
-        let mut adding = InOrder::new(&terms, slices.rows(incoming), slices.width(incoming), call.dtype, sum);
-        let (mut ops, count) = recv_ops([left].into_iter(), headers, received, |_| body_len + FRAME_TRAILER_LEN);
-        let sends = [outbox.rest(right, own)];
-        let on_payload: &mut OnPayload<'_> = &mut |from, bytes, complete| {
-            adding
-                .arrived(from, bytes, complete)
-                .map_err(|bad| call.bad_payload(bad))
-        };
-        let expected = stage(codec.tag());
-        let found = transfer(call, &sends, &mut ops[..count], |_| expected, on_payload, stats)?;
-        let rest = adding.finish(|_| &ops[0].payload[..body_len]);
-        rest.map_err(|bad| call.give_up(bad))?;
-        Ok(found)
-    })?;
+    let codec = hop(slices, incoming, step);
+    let terms = [Term::received(&*codec, left)];
+    let (rows, width) = (slices.rows(incoming), slices.width(incoming));
+    let mut adding = InOrder::new(&terms, rows, width, call.dtype, sum);
+    let sends = [outbox.rest(right, own)];
+    let found = add_up(call, &sends, stage(&*codec), &mut adding, room, stats, |_| {})?;
     let start = Instant::now();
-    slices.add(incoming, input, sum);
+    slices.add(incoming, run.input, sum);
     stats.decode += start.elapsed();
     Ok(marks.with(found))
 }
 
 /// Step s: sends slice (r + 1 - s), which in step 0 is the one this rank has finished, and receives slice (r - s).
-fn gather_step(
-    call: &Call<'_>,
-    slices: &Slices<'_>,
-    step: usize,
-    scratch: &mut Scratch,
-    output: &mut ValuesMut<'_>,
-    stats: &mut ExchangeStats,
-) -> Result<(), ExchangeError> {
-    let (rank, world_size) = (call.transport.rank(), call.transport.world_size());
+fn gather_step(run: &mut Run<'_, '_>, slices: &Slices<'_>, step: usize) -> Result<(), ExchangeError> {
+    let (call, stats) = (&run.call, &mut *run.stats);
+    let (rank, world_size) = call.place();
     let (left, right) = (back(rank, 1, world_size), (rank + 1) % world_size);
-    let (out, incoming) = (
-        gather_slice(rank, step, world_size),
-        gather_slice(left, step, world_size),
-    );
-    let codec = |slice: usize| call.gather_bits.codec(slices.width(slice));
-    let body_len = |slice: usize| codec(slice).payload_len(slices.rows(slice), call.dtype);
-    // What came in the last step goes on in this one.
-    std::mem::swap(&mut scratch.own, &mut scratch.received);
-    let Scratch {
-        sum,
-        block,
-        own,
-        received,
-        headers,
-    } = scratch;
-    own.resize(body_len(out) + FRAME_TRAILER_LEN, 0);
-    received.resize(body_len(incoming) + FRAME_TRAILER_LEN, 0);
-
-    let stage = |slice: usize| super::frames::Expected {
+    let out = gather_slice(rank, step, world_size);
+    let incoming = gather_slice(left, step, world_size);
+    let gather = Gather {
+        call,
+        slices,
+        kind: FrameKind::RingGather,
         part: step as u32,
-        ..call.expected(FrameKind::RingGather, codec(slice).tag())
     };
-    let mut outbox = Outbox::new();
-    outbox.address(right, stage(out).header(rank, false, own.len()));
-    let mut delivery = Delivery::new(slices, call.dtype, block, output);
+    let Scratch { sum, block, own, room } = &mut *run.scratch;
+    // What came in the last step goes on in this one.
+    std::mem::swap(own, &mut room.received);
+    own.resize(gather.frame_len(out), 0);
+
+    let mut outbox = Outbox::new(call);
+    outbox.address(right, gather.expected(out), own.len());
+    let mut delivery = Delivery::new(slices, call.dtype, block, run.output);
     if step == 0 {
-        let offer = |ready: &[u8], stats: &mut ExchangeStats| outbox.offer(call, right, ready, stats);
-        encode_sum(call, &*codec(out), sum, own, RankSet::default(), stats, offer)?;
-        let start = Instant::now();
-        let own_slice = delivery.arrived(out, rank, &*codec(out), &own[..body_len(out)], true);
-        own_slice.map_err(|bad| call.give_up(bad))?;
-        stats.decode += start.elapsed();
+        let offer = |ready: &[u8], stats: &mut ExchangeStats| outbox.offer(right, ready, stats);
+        encode_sum(call, &gather.codec(out), sum, own, RankSet::default(), stats, offer)?;
+        gather.place_own(out, own, &mut delivery, stats)?;
     }
-    let (mut ops, count) = recv_ops([left].into_iter(), headers, received, |_| {
-        body_len(incoming) + FRAME_TRAILER_LEN
-    });
     let sends = [outbox.rest(right, own)];
-    let on_payload: &mut OnPayload<'_> = &mut |from, bytes, complete| {
-        delivery
-            .arrived(incoming, from, &*codec(incoming), bytes, complete)
-            .map_err(|bad| call.bad_payload(bad))
-    };
-    let expected = stage(incoming);
-    transfer(call, &sends, &mut ops[..count], |_| expected, on_payload, stats).map(|_| ())
+    let incoming = [(left, incoming)].into_iter();
+    gather.deliver(&sends, incoming, &mut delivery, room, stats)?;
+    Ok(())
 }

@@ -12,40 +12,56 @@ pub(super) struct Scratch {
     pub(super) block: Vec<f32>,
     /// This rank's payloads.
     pub(super) own: Vec<u8>,
-    /// The peers' payloads, one after the other in the order of their operations.
+    pub(super) room: Room,
+}
+
+/// Where the peers' frames go.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    /// Payloads, one after the other in the order of their operations.
     pub(super) received: Vec<u8>,
-    pub(super) headers: Vec<u8>,
+    headers: Vec<u8>,
 }
 
 impl Scratch {
     /// Buffers of these lengths, with whatever they held: clearing the sums of a prefill takes as long as decoding it.
-    pub(super) fn prepare(&mut self, world_size: usize, elements: usize, own_len: usize, received_len: usize) {
+    pub(super) fn prepare(&mut self, elements: usize, own_len: usize) {
         self.sum.resize(elements, 0.0);
         self.own.resize(own_len, 0);
-        self.received.resize(received_len, 0);
-        self.headers.resize(world_size * FRAME_HEADER_LEN, 0);
     }
 }
 
-/// Operations that receive `len(peer)` bytes from each of `peers` into `received`, and how many there are.
-pub(super) fn recv_ops<'a>(
-    peers: impl Iterator<Item = usize>,
-    headers: &'a mut [u8],
-    received: &'a mut [u8],
-    len: impl Fn(usize) -> usize,
-) -> ([RecvOp<'a>; MAX_RANKS], usize) {
+/// Operations that receive a payload of some length from each of `frames`, given as (rank, bytes), and how many.
+pub(super) fn recv_ops(
+    frames: impl Iterator<Item = (usize, usize)> + Clone,
+    room: &mut Room,
+) -> ([RecvOp<'_>; MAX_RANKS], usize) {
+    room.received.resize(frames.clone().map(|(_, len)| len).sum(), 0);
+    room.headers.resize(frames.clone().count() * FRAME_HEADER_LEN, 0);
     let mut ops = no_recvs();
     let mut count = 0;
-    let mut rest = received;
-    let headers = headers.chunks_exact_mut(FRAME_HEADER_LEN);
-    for ((op, peer), header) in ops.iter_mut().zip(peers).zip(headers) {
-        let (payload, tail) = std::mem::take(&mut rest).split_at_mut(len(peer));
+    let mut rest = &mut room.received[..];
+    let headers = room.headers.chunks_exact_mut(FRAME_HEADER_LEN);
+    for ((op, (from, len)), header) in ops.iter_mut().zip(frames).zip(headers) {
+        let (payload, tail) = std::mem::take(&mut rest).split_at_mut(len);
         rest = tail;
-        *op = RecvOp {
-            from: peer,
-            header,
-            payload,
-        };
+        *op = RecvOp { from, header, payload };
+        count += 1;
+    }
+    (ops, count)
+}
+
+/// Operations that receive into `payloads` themselves, in place.
+pub(super) fn recv_ops_into<'a>(
+    payloads: impl Iterator<Item = (usize, &'a mut [u8])>,
+    room: &'a mut Room,
+) -> ([RecvOp<'a>; MAX_RANKS], usize) {
+    room.headers.resize(MAX_RANKS * FRAME_HEADER_LEN, 0);
+    let mut ops = no_recvs();
+    let mut count = 0;
+    let headers = room.headers.chunks_exact_mut(FRAME_HEADER_LEN);
+    for ((op, (from, payload)), header) in ops.iter_mut().zip(payloads).zip(headers) {
+        *op = RecvOp { from, header, payload };
         count += 1;
     }
     (ops, count)

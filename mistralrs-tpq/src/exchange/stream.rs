@@ -1,10 +1,10 @@
-//! Encoding a slice while what is already encoded goes out.
+//! Encoding a frame while what is already encoded goes out.
 
 use std::time::Instant;
 
 use super::slices::Slices;
 use super::{Call, ExchangeError, ExchangeStats, RankSet};
-use crate::codec::{Codec, Values};
+use crate::codec::{Codec, EncodeStats, Values};
 use crate::wire::FRAME_TRAILER_LEN;
 
 /// Payloads from here on are offered to the transport piece by piece. A smaller one is encoded in less time than the
@@ -20,37 +20,17 @@ pub(super) fn encode_slice(
     input: Values<'_>,
     frame: &mut [u8],
     stats: &mut ExchangeStats,
-    mut offer: impl FnMut(&[u8], &mut ExchangeStats) -> Result<(), ExchangeError>,
+    offer: impl FnMut(&[u8], &mut ExchangeStats) -> Result<(), ExchangeError>,
 ) -> Result<RankSet, ExchangeError> {
     let rank = call.transport.rank();
-    let rows = slices.rows(index);
-    let body_len = frame.len() - FRAME_TRAILER_LEN;
-    let row_len = slices.codec(index).payload_len(1, call.dtype).max(1);
-    let step = if body_len < STREAM_BYTES {
-        rows
-    } else {
-        (STREAM_BYTES / row_len).max(1)
-    };
+    let row_len = slices.codec(index).payload_len(1, call.dtype);
+    let encode = |rows, payload: &mut [u8]| slices.encode(index, rows, rank, input, payload);
+    let seen = stream(slices.rows(index), row_len, frame, stats, encode, offer)?;
+    stats.clipped += seen.clipped;
+    stats.nonfinite += seen.nonfinite;
     let mut marks = RankSet::default();
-    let mut row = 0;
-    while row < rows {
-        let start = Instant::now();
-        let end = (row + step).min(rows);
-        let (from, to) = (
-            slices.codec(index).payload_len(row, call.dtype),
-            slices.codec(index).payload_len(end, call.dtype),
-        );
-        let seen = slices.encode(index, (row, end), rank, input, &mut frame[from..to]);
-        stats.clipped += seen.clipped;
-        stats.nonfinite += seen.nonfinite;
-        if seen.nonfinite > 0 {
-            marks.insert(rank);
-        }
-        stats.encode += start.elapsed();
-        row = end;
-        if body_len >= STREAM_BYTES {
-            offer(&frame[..to], stats)?;
-        }
+    if seen.nonfinite > 0 {
+        marks.insert(rank);
     }
     seal(frame, marks);
     Ok(marks)
@@ -64,33 +44,48 @@ pub(super) fn encode_sum(
     frame: &mut [u8],
     marks: RankSet,
     stats: &mut ExchangeStats,
-    mut offer: impl FnMut(&[u8], &mut ExchangeStats) -> Result<(), ExchangeError>,
+    offer: impl FnMut(&[u8], &mut ExchangeStats) -> Result<(), ExchangeError>,
 ) -> Result<(), ExchangeError> {
-    let width = codec.features();
-    let body_len = frame.len() - FRAME_TRAILER_LEN;
-    let row_len = codec.payload_len(1, call.dtype).max(1);
+    let (rank, width) = (call.transport.rank(), codec.features());
     let rows = sum.len().checked_div(width).unwrap_or(0);
-    let step = if body_len < STREAM_BYTES {
-        rows
-    } else {
-        (STREAM_BYTES / row_len).max(1)
+    let encode = |(start, end): (usize, usize), payload: &mut [u8]| {
+        codec.encode(rank, Values::F32(&sum[start * width..end * width]), payload)
     };
+    let seen = stream(rows, codec.payload_len(1, call.dtype), frame, stats, encode, offer)?;
+    // A sum beyond the range of f32 saturates, alike on all ranks; no rank's input was at fault.
+    stats.clipped += seen.nonfinite;
+    seal(frame, marks);
+    Ok(())
+}
+
+/// Fills the body of `frame` with `rows` rows of `row_len` bytes each.
+fn stream(
+    rows: usize,
+    row_len: usize,
+    frame: &mut [u8],
+    stats: &mut ExchangeStats,
+    encode: impl Fn((usize, usize), &mut [u8]) -> EncodeStats,
+    mut offer: impl FnMut(&[u8], &mut ExchangeStats) -> Result<(), ExchangeError>,
+) -> Result<EncodeStats, ExchangeError> {
+    let in_pieces = frame.len() - FRAME_TRAILER_LEN >= STREAM_BYTES;
+    let step = if in_pieces {
+        (STREAM_BYTES / row_len.max(1)).max(1)
+    } else {
+        rows
+    };
+    let mut seen = EncodeStats::default();
     let mut row = 0;
     while row < rows {
         let start = Instant::now();
         let end = (row + step).min(rows);
-        let values = Values::F32(&sum[row * width..end * width]);
-        let seen = codec.encode(call.transport.rank(), values, &mut frame[row * row_len..end * row_len]);
-        // A sum beyond the range of f32 saturates, alike on all ranks; no rank's input was at fault.
-        stats.clipped += seen.nonfinite;
+        seen += encode((row, end), &mut frame[row * row_len..end * row_len]);
         stats.encode += start.elapsed();
         row = end;
-        if body_len >= STREAM_BYTES {
+        if in_pieces {
             offer(&frame[..end * row_len], stats)?;
         }
     }
-    seal(frame, marks);
-    Ok(())
+    Ok(seen)
 }
 
 /// Writes the trailer of a frame.

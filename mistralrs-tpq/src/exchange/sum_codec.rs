@@ -1,7 +1,9 @@
 //! How a sum of several ranks is encoded. Ranges are calibrated for one rank's partial sum and do not fit a sum, so its
 //! scales come from the values themselves.
 
-use crate::codec::{Codec, Dynamic, Dynamic8};
+use std::ops::Deref;
+
+use crate::codec::{Codec, Dynamic};
 
 /// Bits of a code in the second stage of an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,27 +26,29 @@ impl GatherBits {
 
     /// The codec for sums of `features` features; takes no memory of its own. Calibrated ranges for sums would come in
     /// here.
-    pub(super) fn codec(self, features: usize) -> SumCodec {
+    pub(super) fn codec(self, features: usize) -> Dynamic {
         match self {
-            Self::Four => SumCodec::Four(Dynamic::new(features)),
-            Self::Eight => SumCodec::Eight(Dynamic8::new(features)),
+            Self::Four => Dynamic::new(features),
+            Self::Eight => Dynamic::wide(features),
         }
     }
 }
 
-#[derive(Debug)]
-pub(super) enum SumCodec {
-    Four(Dynamic),
-    Eight(Dynamic8),
+/// The codec of a message, chosen by what is in it.
+pub(super) enum MessageCodec<'a> {
+    /// A partial sum as the engine made it.
+    Partial(&'a dyn Codec),
+    /// A sum of several.
+    Sum(Dynamic),
 }
 
-impl std::ops::Deref for SumCodec {
-    type Target = dyn Codec;
+impl<'a> Deref for MessageCodec<'a> {
+    type Target = dyn Codec + 'a;
 
     fn deref(&self) -> &Self::Target {
         match self {
-            Self::Four(codec) => codec,
-            Self::Eight(codec) => codec,
+            Self::Partial(codec) => *codec,
+            Self::Sum(codec) => codec,
         }
     }
 }

@@ -81,7 +81,7 @@ pub trait Transport: fmt::Debug + Send + Sync {
     fn world_size(&self) -> usize;
 
     /// Runs all sends and receives at once and returns when all are done; at most one of each per peer. No message
-    /// is too large for it: reads and writes interleave. Calls from several threads run one after another.
+    /// is too large for it: reads and writes interleave. Sends may be served in their order. Calls from several threads run one after another.
     ///
     /// `deadline` is how long nothing at all may move; a slow link that still delivers is not an error.
     ///

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use mistralrs_tpq::codec::{
-    Codec, Dtype, Dynamic, Dynamic8, EncodeStats, EntropyTables, Level, NoCodec, Paper, PaperTables, Rd, RdEntropy,
+    Codec, Dtype, Dynamic, EncodeStats, EntropyTables, Level, NoCodec, Paper, PaperTables, Rd, RdEntropy,
     RdRank, RdTables, Shape, Values, CLASSES, SHAPE_LEN,
 };
 use proptest::prelude::*;
@@ -55,7 +55,7 @@ impl Site {
             Box::new(Dynamic::new(self.features()).with_level(level)),
             Box::new(self.rd()),
             Box::new(self.rd_entropy()),
-            Box::new(Dynamic8::new(self.features()).with_level(level)),
+            Box::new(Dynamic::wide(self.features()).with_level(level)),
         ]
     }
 

@@ -62,9 +62,8 @@ pub(crate) fn run(args: &EvalArgs, global: &Global) -> Result<u8, CliError> {
     if let Some(code) = args.group.launch(global)? {
         return Ok(code);
     }
-    // One process compares nothing, so a configuration is not needed; with one, its ranks decide.
-    let alone = args.group.ranks == Some(1) || (args.group.ranks.is_none() && args.group.config.is_none());
-    let node = if alone {
+    // One process compares nothing, so a configuration is not needed.
+    let node = if args.group.alone() {
         None
     } else {
         let mut plan = args.group.plan()?;

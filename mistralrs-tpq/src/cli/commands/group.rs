@@ -45,6 +45,12 @@ impl GroupArgs {
         launch::run(&launch, global).map(Some)
     }
 
+    /// One process and no configuration whose ranks would decide: nothing is exchanged.
+    #[cfg(feature = "engine")]
+    pub(crate) fn alone(&self) -> bool {
+        self.ranks == Some(1) || (self.ranks.is_none() && self.config.is_none())
+    }
+
     pub(crate) fn plan(&self) -> Result<Plan, CliError> {
         Ok(match &self.config {
             Some(path) => Plan::load(path)?,

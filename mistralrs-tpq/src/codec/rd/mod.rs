@@ -9,9 +9,10 @@ pub(crate) mod codebook;
 mod row;
 
 use self::row::{Layout, SENT};
+use super::rows::{self, Rows};
 use super::scalar::BadWord;
 use super::values::Element;
-use super::{assert_one_row, bound, rows_to_decode, rows_to_encode};
+use super::{assert_one_row, bound};
 use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Values};
 
 pub use codebook::CLASSES;
@@ -139,28 +140,28 @@ impl Rd {
     pub fn new(tables: RdTables) -> Self {
         Self { tables }
     }
+}
 
-    /// # Panics
-    /// When there is no such rank: a caller's bug.
-    fn own_rank(&self, rank: usize) -> &Layout {
+impl Rows for Rd {
+    type Table<'a> = &'a Layout;
+
+    fn table(&self, rank: usize) -> Result<&Layout, CodecError> {
         let ranks = self.tables.ranks.len();
         let layout = self.tables.ranks.get(rank);
-        layout.unwrap_or_else(|| panic!("rank {rank}, but there are tables for {ranks}"))
+        layout.ok_or(CodecError::UnknownRank { rank, ranks })
     }
 
-    fn encode_rows<T: Element>(&self, rank: usize, values: &[T], payload: &mut [u8]) -> EncodeStats {
-        let layout = self.own_rank(rank);
-        let mut stats = EncodeStats::default();
-        if self.tables.features == 0 {
-            return stats;
-        }
-        let rows = values
-            .chunks_exact(self.tables.features)
-            .zip(payload.chunks_exact_mut(self.tables.row_len));
-        for (values, row) in rows {
-            stats += row::encode(layout, values, row);
-        }
-        stats
+    fn row_len(&self) -> usize {
+        self.tables.row_len
+    }
+
+    fn encode_row<T: Element>(&self, layout: &&Layout, values: &[T], row: &mut [u8]) -> EncodeStats {
+        row::encode(layout, values, row)
+    }
+
+    /// Two multiplies and one add an element: the step is scaled by the token's gain first.
+    fn decode_row(&self, layout: &&Layout, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+        row::decode(layout, row, sum)
     }
 }
 
@@ -185,43 +186,19 @@ impl Codec for Rd {
     }
 
     fn encode(&self, rank: usize, values: Values<'_>, payload: &mut [u8]) -> EncodeStats {
-        rows_to_encode(self, values, payload);
-        match values {
-            Values::F32(v) => self.encode_rows(rank, v, payload),
-            Values::Bf16(v) => self.encode_rows(rank, v, payload),
-            Values::F16(v) => self.encode_rows(rank, v, payload),
-        }
+        rows::encode(self, rank, values, payload)
     }
 
-    /// Two multiplies and one add an element: the step is scaled by the token's gain first.
     fn decode_accumulate(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError> {
-        let ranks = self.tables.ranks.len();
-        let layout = self.tables.ranks.get(rank);
-        let layout = layout.ok_or(CodecError::UnknownRank { rank, ranks })?;
-        let tokens = rows_to_decode(self, rank, payload, dtype, sum)?;
-        if tokens == 0 {
-            return Ok(());
-        }
-        let rows = payload
-            .chunks_exact(self.tables.row_len)
-            .zip(sum.chunks_exact_mut(self.tables.features));
-        for (token, (row, sum)) in rows.enumerate() {
-            row::decode(layout, row, sum).map_err(|BadWord { feature, bits }| CodecError::Content {
-                rank,
-                token,
-                feature,
-                bits,
-            })?;
-        }
-        Ok(())
+        rows::decode_accumulate(self, rank, payload, dtype, sum)
     }
 
     /// Inside the levels at most half the widest gap, beyond them the distance to the highest; a feature of 0 bits loses all
     /// of its value.
     fn error_bound(&self, rank: usize, row: &[f32], bound: &mut [f32]) {
         assert_one_row(self, row, bound);
-        let layout = self.own_rank(rank);
-        let gain = gain(row).to_f32();
+        let layout = self.own_table(rank);
+        let gain = row::gain(row).to_f32();
         bound
             .iter_mut()
             .zip(row)

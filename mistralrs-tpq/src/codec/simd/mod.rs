@@ -1,17 +1,33 @@
 //! Which instructions the kernels use: chosen once when the program runs, never when it is built, so that one binary
-//! serves every host. Whatever the choice, the bits are those of `scalar.rs`.
+//! serves every host. Whatever the choice, the bits are those of `scalar.rs`. Blocks with a NaN or an infinity, and what is
+//! left of a row after its last whole block, go through `scalar.rs` itself.
 
 use std::sync::OnceLock;
 
-use super::dynamic8::kernel;
-use super::scalar::{self, BadWord, PaperRow};
+use half::bf16;
+
+use super::scalar::{self, BadWord, PaperRow, Width, GROUP};
 use super::values::Element;
 use super::EncodeStats;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod dynamic8;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod rows;
+
+/// Values a step; also the group of `dynamic`.
+const BLOCK: usize = GROUP;
+/// Bytes of as many codes of 4 bits.
+const BLOCK_BYTES: usize = BLOCK / 2;
+
+/// Groups of `dynamic` whose scales are made together.
+const AT_ONCE: usize = 8;
+
+/// Magnitudes as bits, which order as the floats do, with infinity and NaN above every number.
+const MAX_FINITE: u32 = f32::MAX.to_bits();
+const MAX_BF16: u32 = (bf16::MAX.to_bits() as u32) << 16;
 
 /// An instruction set. Values come from [`Level::scalar`] and [`Level::best`] only, so holding one proves that this
 /// processor has it.
@@ -23,6 +39,8 @@ enum Isa {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
 }
 
 impl Level {
@@ -46,6 +64,8 @@ impl Level {
             Isa::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => "neon",
         }
     }
 
@@ -53,6 +73,10 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         if let Some(avx2) = avx2::Avx2::new() {
             return Self(Isa::Avx2(avx2));
+        }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(neon) = neon::Neon::new() {
+            return Self(Isa::Neon(neon));
         }
         Self::scalar()
     }
@@ -67,6 +91,8 @@ impl Level {
             Isa::Scalar => scalar::paper_encode_row(table, values, row),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.paper_encode_row(table, values, row),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(neon) => neon.paper_encode_row(table, values, row),
         }
     }
 
@@ -75,38 +101,60 @@ impl Level {
             Isa::Scalar => scalar::paper_decode_row(table, row, sum),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.paper_decode_row(table, row, sum),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(neon) => neon.paper_decode_row(table, row, sum),
         }
     }
 
-    pub(super) fn dynamic_encode_row<T: Element>(self, values: &[T], row: &mut [u8]) -> EncodeStats {
+    pub(super) fn dynamic_encode_row<T: Element>(self, width: Width, values: &[T], row: &mut [u8]) -> EncodeStats {
         match self.0 {
-            Isa::Scalar => scalar::dynamic_encode_row(values, row),
+            Isa::Scalar => scalar::dynamic_encode_row(width, values, row),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(avx2) => avx2.dynamic_encode_row(values, row),
+            Isa::Avx2(avx2) => avx2.dynamic_encode_row(width, values, row),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(neon) => neon.dynamic_encode_row(width, values, row),
         }
     }
 
-    pub(super) fn dynamic8_encode_row<T: Element>(self, values: &[T], row: &mut [u8]) -> u64 {
+    pub(super) fn dynamic_decode_row(self, width: Width, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
         match self.0 {
-            Isa::Scalar => kernel::encode_row(values, row),
+            Isa::Scalar => scalar::dynamic_decode_row(width, row, sum),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(avx2) => avx2.dynamic8_encode_row(values, row),
+            Isa::Avx2(avx2) => avx2.dynamic_decode_row(width, row, sum),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(neon) => neon.dynamic_decode_row(width, row, sum),
         }
     }
 
-    pub(super) fn dynamic8_decode_row(self, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+    /// As [`round_to_bf16`](super::round_to_bf16).
+    pub(super) fn round_to_bf16(self, values: &[f32], rounded: &mut [bf16]) {
         match self.0 {
-            Isa::Scalar => kernel::decode_row(row, sum),
+            Isa::Scalar => scalar::round_to_bf16(values, rounded),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(avx2) => avx2.dynamic8_decode_row(row, sum),
+            Isa::Avx2(avx2) => avx2.round_to_bf16(values, rounded),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(neon) => neon.round_to_bf16(values, rounded),
         }
     }
+}
 
-    pub(super) fn dynamic_decode_row(self, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
-        match self.0 {
-            Isa::Scalar => scalar::dynamic_decode_row(row, sum),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(avx2) => avx2.dynamic_decode_row(row, sum),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_rounds_to_bf16_as_half_does() {
+        // All upper halves, each with lower halves around a tie.
+        let values: Vec<f32> = (0..=u16::MAX)
+            .flat_map(|upper| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|lower| u32::from(upper) << 16 | lower))
+            .map(f32::from_bits)
+            .collect();
+        let bits = |values: &[bf16]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let expected: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
+        for level in [Level::scalar(), Level::best()] {
+            let mut rounded = vec![bf16::ZERO; values.len()];
+            level.round_to_bf16(&values, &mut rounded);
+            assert_eq!(bits(&rounded), bits(&expected), "{}", level.name());
         }
     }
 }

@@ -9,6 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::secure::Cipher;
 use crate::transport::Traffic;
 
+/// What the kernel takes beyond what it can send at once. Without a limit it takes whole messages to all peers, and their
+/// order is lost; 64 KiB keep a link of 10 Gbit/s busy for 50 microseconds.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const UNSENT_BYTES: u32 = 64 << 10;
+
 /// A connected, nonblocking stream with counters.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -23,6 +28,8 @@ impl Link {
     pub(super) fn new(stream: TcpStream, cipher: Option<Cipher>) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES)?;
         Ok(Self {
             stream,
             cipher,

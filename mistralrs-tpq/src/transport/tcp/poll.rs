@@ -1,5 +1,8 @@
 //! The hot path: one transfer over the mesh, in the calling thread, without allocating.
 //!
+//! Messages are handed to the kernel one after the other, in the order of the sends: with three at once, TCP shares a rank's
+//! link unevenly, and 512 x 4096 values over four ranks at 100 Mbit/s took 1.17 times the wire's time.
+//!
 //! Each pass tries every unfinished write and read once. A pass that moves nothing is repeated for `busy_poll` (a
 //! decode step answers within microseconds, a sleeping thread takes tens of them to wake), then the thread sleeps in
 //! poll(2).
@@ -15,6 +18,9 @@ use super::link::Link;
 use super::state::MeshState;
 use crate::transport::{Arrival, RecvOp, Rejected, SendOp, TransportError, MAX_RANKS};
 
+/// How long nothing may move before sends stop to wait for the one before.
+const STALL: Duration = Duration::from_millis(100);
+
 type OnProgress<'a> = dyn FnMut(Arrival<'_>) -> Result<(), Rejected> + 'a;
 
 /// See [`Transport::transfer`](crate::transport::Transport::transfer); `sends` and `recvs` are checked.
@@ -28,12 +34,18 @@ pub(super) fn transfer(
     let mut sent = [0_usize; MAX_RANKS];
     let mut received = [0_usize; MAX_RANKS];
     let mut last_move = Instant::now();
+    let mut in_turn = true;
     loop {
         let mut moved = false;
         let mut open = false;
         for (op, at) in sends.iter().zip(&mut sent) {
             moved |= push(mesh, op, at, last_move)?;
-            open |= *at < send_len(op);
+            if *at < send_len(op) {
+                open = true;
+                if in_turn {
+                    break;
+                }
+            }
         }
         for (op, at) in recvs.iter_mut().zip(&mut received) {
             moved |= pull(mesh, op, at, last_move, on_progress)?;
@@ -54,11 +66,22 @@ pub(super) fn transfer(
         if idle >= deadline {
             return Err(mesh.fail(timeout(sends, &sent, recvs, &received, idle)));
         }
+        // The peer whose turn it is does not read; the others need not wait for it.
+        in_turn &= idle < STALL;
         if idle < mesh.busy_poll {
             // Yielding and not spinning: with more ranks than cores the peer may need this very core to answer.
             std::thread::yield_now();
         } else {
-            sleep(mesh, sends, &sent, recvs, &received, deadline - idle)?;
+            let patience = if in_turn { STALL.min(deadline) } else { deadline };
+            sleep(
+                mesh,
+                sends,
+                &sent,
+                in_turn,
+                recvs,
+                &received,
+                patience.saturating_sub(idle),
+            )?;
         }
     }
 }
@@ -131,6 +154,7 @@ fn sleep(
     mesh: &MeshState,
     sends: &[SendOp<'_>],
     sent: &[usize],
+    in_turn: bool,
     recvs: &[RecvOp<'_>],
     received: &[usize],
     patience: Duration,
@@ -142,7 +166,8 @@ fn sleep(
         fds[count] = PollFd::new(link(mesh, op.from)?.as_fd(), PollFlags::POLLIN);
         count += 1;
     }
-    for (op, _) in sends.iter().zip(sent).filter(|(op, at)| **at < send_len(op)) {
+    let unfinished = sends.iter().zip(sent).filter(|(op, at)| **at < send_len(op));
+    for (op, _) in unfinished.take(if in_turn { 1 } else { sends.len() }) {
         fds[count] = PollFd::new(link(mesh, op.to)?.as_fd(), PollFlags::POLLOUT);
         count += 1;
     }

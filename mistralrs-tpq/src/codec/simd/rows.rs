@@ -1,0 +1,218 @@
+//! The rows of all codecs, in blocks of 32 values: the same for every instruction set, over the lanes that its module has.
+
+/// Methods of `$proof`, which only a processor with `$features` has, and their functions. The module in which this is
+/// expanded has the lanes: `load`, `splat`, `any_magnitude_above`, `max_magnitude`, `min_value`, `positions`,
+/// `clipped_positions`, `total`, `pack`, `narrow`, `codes` and `accumulate`.
+///
+/// A macro and not a trait: the methods of a trait cannot be compiled for a feature.
+macro_rules! rows {
+    ($proof:ident, $features:literal) => {
+        impl $proof {
+            pub fn paper_encode_row<T: Element>(
+                self,
+                table: &PaperRow<'_>,
+                values: &[T],
+                row: &mut [u8],
+            ) -> EncodeStats {
+                // SAFETY: `self` exists only where `new` has found the features.
+                unsafe { paper_encode_row(table, values, row) }
+            }
+
+            pub fn paper_decode_row(self, table: &PaperRow<'_>, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+                // SAFETY: `self` exists only where `new` has found the features.
+                unsafe { paper_decode_row(table, row, sum) }
+            }
+
+            pub fn dynamic_encode_row<T: Element>(self, width: Width, values: &[T], row: &mut [u8]) -> EncodeStats {
+                // SAFETY: `self` exists only where `new` has found the features.
+                unsafe {
+                    match width {
+                        Width::Four => dynamic_encode_row::<T, BLOCK_BYTES>(width, values, row),
+                        Width::Eight => dynamic_encode_row::<T, BLOCK>(width, values, row),
+                    }
+                }
+            }
+
+            pub fn dynamic_decode_row(self, width: Width, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+                // SAFETY: `self` exists only where `new` has found the features.
+                unsafe {
+                    match width {
+                        Width::Four => dynamic_decode_row::<BLOCK_BYTES>(width, row, sum),
+                        Width::Eight => dynamic_decode_row::<BLOCK>(width, row, sum),
+                    }
+                }
+            }
+
+            pub fn round_to_bf16(self, values: &[f32], rounded: &mut [bf16]) {
+                // SAFETY: `self` exists only where `new` has found the features.
+                unsafe { round_to_bf16(values, rounded) }
+            }
+        }
+
+        // ---- paper ----
+
+        #[target_feature(enable = $features)]
+        fn paper_encode_row<T: Element>(table: &PaperRow<'_>, values: &[T], row: &mut [u8]) -> EncodeStats {
+            let slots = table.slots();
+            let (plane, outliers) = row.split_at_mut(scalar::plane_len(slots));
+            let mut stats = paper_encode_plane(&values[..slots], &table.inv_steps[..slots], plane);
+            stats += scalar::paper_patch_row(table, values, plane, outliers);
+            stats
+        }
+
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn paper_encode_plane<T: Element>(values: &[T], inv_steps: &[f32], plane: &mut [u8]) -> EncodeStats {
+            let (values, rest) = values.as_chunks::<BLOCK>();
+            let (inv_steps, inv_rest) = inv_steps.as_chunks::<BLOCK>();
+            let (plane, plane_rest) = plane.split_at_mut(values.len() * BLOCK_BYTES);
+
+            let mut stats = EncodeStats::default();
+            let mut clipped = Counter::default();
+            for ((values, inv_steps), codes) in values.iter().zip(inv_steps).zip(plane.as_chunks_mut().0) {
+                let x = load(values);
+                if any_magnitude_above(&x, MAX_FINITE) {
+                    stats += scalar::paper_encode_plane(values, inv_steps, codes);
+                    continue;
+                }
+                let positions = clipped_positions(&x, &load(inv_steps), &mut clipped);
+                *codes = pack(
+                    &positions,
+                    scalar::PAPER_LOWEST as i8,
+                    scalar::PAPER_HIGHEST as i8,
+                );
+            }
+            stats.clipped += total(clipped);
+            stats += scalar::paper_encode_plane(rest, inv_rest, plane_rest);
+            stats
+        }
+
+        #[target_feature(enable = $features)]
+        fn paper_decode_row(table: &PaperRow<'_>, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+            let slots = table.slots();
+            let (plane, outliers) = row.split_at(scalar::plane_len(slots));
+            paper_decode_plane(plane, &table.steps[..slots], &mut sum[..slots]);
+            scalar::paper_unpatch_row(table, plane, outliers, sum)
+        }
+
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn paper_decode_plane(plane: &[u8], steps: &[f32], sum: &mut [f32]) {
+            let (steps, steps_rest) = steps.as_chunks::<BLOCK>();
+            let (sum, sum_rest) = sum.as_chunks_mut::<BLOCK>();
+            let (plane, plane_rest) = plane.split_at(steps.len() * BLOCK_BYTES);
+            for ((bytes, steps), sum) in plane.as_chunks::<BLOCK_BYTES>().0.iter().zip(steps).zip(sum) {
+                accumulate(&codes(bytes), &load(steps), sum);
+            }
+            scalar::accumulate_plane(plane_rest, steps_rest, sum_rest);
+        }
+
+        // ---- dynamic: groups whose codes take CODES bytes ----
+
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn dynamic_encode_row<T: Element, const CODES: usize>(
+            width: Width,
+            values: &[T],
+            row: &mut [u8],
+        ) -> EncodeStats {
+            let (codes, scales) = row.split_at_mut(width.codes_len(values.len()));
+            let (groups, rest) = values.as_chunks::<BLOCK>();
+            let (codes, codes_rest) = codes.split_at_mut(groups.len() * CODES);
+            let (scales, scales_rest) = scales.split_at_mut(groups.len() * 2);
+
+            let mut stats = EncodeStats::default();
+            let groups = groups.chunks(AT_ONCE);
+            let outputs = codes.as_chunks_mut::<CODES>().0.chunks_mut(AT_ONCE);
+            let scales = scales.as_chunks_mut::<2>().0.chunks_mut(AT_ONCE);
+            for (values, (codes, scales)) in groups.zip(outputs.zip(scales)) {
+                dynamic_encode_groups(width, values, codes, scales, &mut stats);
+            }
+            if let [scale] = scales_rest.as_chunks_mut().0 {
+                *scale = scalar::dynamic_encode_group(width, rest, codes_rest, &mut stats).to_le_bytes();
+            }
+            stats
+        }
+
+        /// Up to `AT_ONCE` groups: a division takes as long for eight scales as for one, and no group waits for the one
+        /// before it.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn dynamic_encode_groups<T: Element, const CODES: usize>(
+            width: Width,
+            values: &[[T; BLOCK]],
+            codes: &mut [[u8; CODES]],
+            scales: &mut [[u8; 2]],
+            stats: &mut EncodeStats,
+        ) {
+            let mut extremes = [0.0_f32; AT_ONCE];
+            for (extreme, values) in extremes.iter_mut().zip(values) {
+                *extreme = group_extreme(values);
+            }
+            let sent = extremes.map(|extreme| width.scale(extreme));
+            let inv_scales = sent.map(scalar::reciprocal);
+            let outputs = codes.iter_mut().zip(scales);
+            for (at, (values, (codes, scale))) in values.iter().zip(outputs).enumerate() {
+                if extremes[at].is_nan() {
+                    *scale = scalar::dynamic_encode_group(width, values, codes, stats).to_le_bytes();
+                    continue;
+                }
+                let positions = positions(&load(values), &splat(inv_scales[at]));
+                match width {
+                    Width::Four => {
+                        codes.copy_from_slice(&pack(&positions, width.lowest() as i8, width.highest() as i8))
+                    }
+                    Width::Eight => codes.copy_from_slice(&narrow(&positions)),
+                }
+                *scale = sent[at].to_le_bytes();
+            }
+        }
+
+        /// NaN for a group that `scalar::dynamic_input` would change, which leaves its codes to the scalar code.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn group_extreme<T: Element>(values: &[T; BLOCK]) -> f32 {
+            let x = load(values);
+            let magnitude = max_magnitude(&x);
+            if magnitude > MAX_BF16 {
+                return f32::NAN;
+            }
+            let magnitude = f32::from_bits(magnitude);
+            let lowest = min_value(&x);
+            // Without a NaN among them the extreme is one of these two, and a tie takes the negative one, as specified.
+            if lowest == -magnitude {
+                lowest
+            } else {
+                magnitude
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn dynamic_decode_row<const CODES: usize>(width: Width, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+            let (plane, scales) = row.split_at(width.codes_len(sum.len()));
+            let (groups, rest) = sum.as_chunks_mut::<BLOCK>();
+            let (plane, plane_rest) = plane.split_at(groups.len() * CODES);
+            let count = groups.len();
+            let (scales, scales_rest) = scales.as_chunks().0.split_at(count);
+            let inputs = plane.as_chunks::<CODES>().0.iter().zip(scales);
+            for (group, (sum, (bytes, scale))) in groups.iter_mut().zip(inputs).enumerate() {
+                accumulate(&codes(bytes), &splat(width.received_scale(*scale, group)?), sum);
+            }
+            if let [scale] = scales_rest {
+                scalar::dynamic_decode_group(width, width.received_scale(*scale, count)?, plane_rest, rest);
+            }
+            Ok(())
+        }
+
+        // ---- rounding ----
+
+        /// The loop of the specification, compiled for these features.
+        #[target_feature(enable = $features)]
+        fn round_to_bf16(values: &[f32], rounded: &mut [bf16]) {
+            scalar::round_to_bf16(values, rounded);
+        }
+    };
+}
+
+pub(super) use rows;
