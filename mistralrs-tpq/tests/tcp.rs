@@ -12,14 +12,14 @@ mod ring;
 mod strangers;
 
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use mistralrs_tpq::codec::{Dtype, Values, ValuesMut};
 use mistralrs_tpq::exchange::{Communicator, ExchangeConfig, Site};
 use mistralrs_tpq::transport::tcp::{JoinError, MeshConfig, TcpMesh};
-use mistralrs_tpq::transport::{Patience, Transport, TransportError};
+use mistralrs_tpq::transport::{Patience, RecvOp, SendOp, Transport, TransportError};
 use mistralrs_tpq::wire::{HelloField, Refusal, WireError};
 
 use coarse::Coarse;
@@ -376,6 +376,38 @@ fn a_killed_process_is_named_at_once() {
         error.rank() == Some(1) && error.to_string().starts_with("at layer 0: rank 1 was lost"),
         "{error}"
     );
+}
+
+#[test]
+fn a_peer_that_does_not_read_does_not_keep_the_others_from_their_messages() {
+    let len = 12 << 20;
+    // Rank 1, whose turn is first, reads only once rank 2 has everything.
+    let served = Barrier::new(2);
+    on_all(tcp_group(3, |_| ()), |rank, transport| {
+        let message = vec![7_u8; len];
+        let (mut header, mut payload) = ([0; 4], vec![0; len]);
+        let (mut sends, mut recvs) = (Vec::new(), Vec::new());
+        if rank == 0 {
+            sends.extend([1, 2].map(|to| SendOp {
+                to,
+                parts: [b"head", &message],
+            }));
+        } else {
+            recvs.push(RecvOp {
+                from: 0,
+                header: &mut header,
+                payload: &mut payload,
+            });
+        }
+        if rank == 1 {
+            served.wait();
+        }
+        let moved = transport.transfer(&sends, &mut recvs, PATIENCE, &mut |_| Ok(()));
+        if rank == 2 {
+            served.wait();
+        }
+        moved.unwrap();
+    });
 }
 
 #[test]

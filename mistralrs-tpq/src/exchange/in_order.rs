@@ -7,8 +7,8 @@ use crate::transport::MAX_RANKS;
 /// Elements that make a decode worth while: row by row would cost a call for each of a thousand network reads.
 const READY_ELEMENTS: usize = 32 << 10;
 
-/// f32 a decode works on at a time, half of a first-level cache: clearing, adding and rounding a block of 128 KiB, which a
-/// second-level cache holds, took a quarter of all time of eight ranks on two cores.
+/// f32 a decode works on at a time, half of a first-level cache: clearing and rounding blocks of 128 KiB, which a
+/// second-level cache holds, took a quarter of the time of an exchange of eight ranks on two cores.
 const BLOCK_ELEMENTS: usize = 4 << 10;
 
 /// One term of a sum: `rank`'s payload. Rows of a payload have one length each, so any rows can be decoded alone.

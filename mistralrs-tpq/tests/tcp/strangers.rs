@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mistralrs_tpq::transport::tcp::{MeshConfig, TcpMesh};
+use mistralrs_tpq::transport::tcp::{JoinError, MeshConfig, TcpMesh};
 use mistralrs_tpq::transport::{Patience, Transport, TransportError};
 use mistralrs_tpq::wire::{Hello, HelloField, Prefix, Purpose, Reply, WireError, PREFIX_LEN};
 
@@ -60,14 +60,34 @@ fn read_reply(stream: &mut TcpStream) -> Reply {
     Reply::parse(&prefix, &body).unwrap()
 }
 
-#[test]
-fn another_protocol_version_is_refused_on_both_sides() {
-    let (mut sockets, peers) = listeners(2);
+/// Rank 0 of two as it waits for rank 1, and its address.
+fn rank_0_joins() -> (thread::JoinHandle<Result<TcpMesh, JoinError>>, String) {
+    let (mut sockets, mut peers) = listeners(2);
     let (socket, config) = (sockets.remove(0), mesh_config(0, &peers));
     let first = thread::spawn(move || TcpMesh::connect_on(socket, config));
+    (first, peers.remove(0))
+}
+
+/// Both connections of rank 1, its hellos written by `write`.
+fn connect_by_hand(address: &str, write: impl Fn(&mut TcpStream, &[u8])) -> [TcpStream; 2] {
+    [Purpose::Data, Purpose::Control].map(|purpose| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let hello = Hello {
+            purpose,
+            ..hello_of_rank_1()
+        };
+        write(&mut stream, &hello.encode());
+        assert!(matches!(read_reply(&mut stream), Reply::Accepted(_)));
+        stream
+    })
+}
+
+#[test]
+fn another_protocol_version_is_refused_on_both_sides() {
+    let (first, address) = rank_0_joins();
     let mut bytes = hello_of_rank_1().encode();
     bytes[4] = 9;
-    let mut stream = TcpStream::connect(&peers[0]).unwrap();
+    let mut stream = TcpStream::connect(&address).unwrap();
     stream.write_all(&bytes).unwrap();
     let Reply::Refused(told) = read_reply(&mut stream) else {
         panic!("accepted")
@@ -78,24 +98,13 @@ fn another_protocol_version_is_refused_on_both_sides() {
 
 #[test]
 fn a_hello_that_comes_byte_by_byte_is_understood() {
-    let (mut sockets, peers) = listeners(2);
-    let (socket, config) = (sockets.remove(0), mesh_config(0, &peers));
-    let first = thread::spawn(move || TcpMesh::connect_on(socket, config));
-    let mut streams = Vec::new();
-    for purpose in [Purpose::Data, Purpose::Control] {
-        let mut stream = TcpStream::connect(&peers[0]).unwrap();
+    let (first, address) = rank_0_joins();
+    let _streams = connect_by_hand(&address, |stream, hello| {
         stream.set_nodelay(true).unwrap();
-        for byte in (Hello {
-            purpose,
-            ..hello_of_rank_1()
-        })
-        .encode()
-        {
-            stream.write_all(&[byte]).unwrap();
+        for byte in hello {
+            stream.write_all(&[*byte]).unwrap();
         }
-        assert!(matches!(read_reply(&mut stream), Reply::Accepted(_)));
-        streams.push(stream);
-    }
+    });
     first.join().unwrap().unwrap();
 }
 
@@ -118,26 +127,10 @@ fn another_service_at_the_address_of_a_rank_is_reported_as_such() {
 
 #[test]
 fn control_bytes_that_are_not_the_protocol_end_the_mesh_and_name_the_rank() {
-    let (mut sockets, peers) = listeners(2);
-    let (socket, config) = (sockets.remove(0), mesh_config(0, &peers));
-    let first = thread::spawn(move || TcpMesh::connect_on(socket, config));
-    let mut streams = Vec::new();
-    for purpose in [Purpose::Data, Purpose::Control] {
-        let mut stream = TcpStream::connect(&peers[0]).unwrap();
-        stream
-            .write_all(
-                &Hello {
-                    purpose,
-                    ..hello_of_rank_1()
-                }
-                .encode(),
-            )
-            .unwrap();
-        assert!(matches!(read_reply(&mut stream), Reply::Accepted(_)));
-        streams.push(stream);
-    }
+    let (first, address) = rank_0_joins();
+    let [_data, mut control] = connect_by_hand(&address, |stream, hello| stream.write_all(hello).unwrap());
     let first = first.join().unwrap().unwrap();
-    streams[1].write_all(b"garbage!").unwrap();
+    control.write_all(b"garbage!").unwrap();
     let error = first.recv_message(1, Patience::Total(PATIENCE)).unwrap_err();
     assert!(
         matches!(
