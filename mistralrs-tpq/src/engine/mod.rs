@@ -15,6 +15,7 @@ mod driver;
 mod fingerprint;
 mod group;
 mod links;
+mod logits;
 mod node;
 mod observed;
 mod provider;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
 use mistralrs_core::Response;
@@ -13,6 +13,7 @@ use tokio::sync::mpsc::Sender;
 use super::choice::CodecChoice;
 use super::group::{Group, GroupSlot};
 use super::links::Place;
+use super::logits::LogitsLog;
 use super::step::{StepSpan, COMMAND};
 use crate::codec::{Codec, Dtype};
 use crate::command::{Command, LayerError, LayerState, RankReport, Reply};
@@ -21,13 +22,6 @@ use crate::exchange::{Communicator, ExchangeStats, Site};
 use crate::manifest::{Digest, Expected};
 use crate::transport::{Patience, Timed, Transport, TransportError};
 use crate::wire::Identity;
-
-/// Raw-logit responses seen by this rank: their running digest, for comparison over the ranks.
-#[derive(Default)]
-struct LogitsLog {
-    count: usize,
-    digest: Sha256,
-}
 
 /// One rank of the group. Made by [`install`](super::install).
 pub struct Node {
@@ -43,8 +37,7 @@ pub struct Node {
     pub(super) observers: Mutex<LayerState>,
     /// By codec choice.
     reports: Mutex<BTreeMap<usize, RankReport>>,
-    logits: Mutex<LogitsLog>,
-    logits_arrived: Condvar,
+    logits: LogitsLog,
 }
 
 impl std::fmt::Debug for Node {
@@ -88,8 +81,7 @@ impl Node {
             step: StepSpan::default(),
             observers: Mutex::default(),
             reports: Mutex::default(),
-            logits: Mutex::default(),
-            logits_arrived: Condvar::new(),
+            logits: LogitsLog::default(),
         })
     }
 
@@ -310,7 +302,7 @@ impl Node {
             }
             Command::ResetReport => {
                 lock(&self.reports).clear();
-                *lock(&self.logits) = LogitsLog::default();
+                self.logits.reset();
             }
             Command::RestoreLayers(layers) => lock(&self.observers).extend(layers.clone()),
             Command::GatherLayer(_) | Command::GatherReport { .. } => {
@@ -346,31 +338,8 @@ impl Node {
 
     /// The counters, once `logits` raw-logit responses have been digested.
     fn report_after(&self, choice: usize, logits: usize) -> Result<RankReport> {
-        let deadline = Instant::now() + self.plan.links.timeout;
-        let mut log = lock(&self.logits);
-        while log.count < logits {
-            let left = deadline.saturating_duration_since(Instant::now());
-            ensure!(
-                !left.is_zero(),
-                "rank {} saw {} raw-logit responses, expected {logits}",
-                self.rank(),
-                log.count
-            );
-            let wait = left.min(Duration::from_millis(100));
-            log = self
-                .logits_arrived
-                .wait_timeout(log, wait)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-        let logits_digest = log
-            .digest
-            .clone()
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        drop(log);
+        let digest = self.logits.digest_after(logits, self.plan.links.timeout);
+        let logits_digest = digest.with_context(|| format!("rank {}", self.rank()))?;
         let report = lock(&self.reports).get(&choice).cloned().unwrap_or_default();
         Ok(RankReport {
             rank: self.rank(),
@@ -381,10 +350,7 @@ impl Node {
 
     /// Adds the logits of one sequence to this rank's digest.
     pub(super) fn log_logits(&self, logits: &[f32]) {
-        let mut log = lock(&self.logits);
-        log.digest.update(bytemuck::cast_slice(logits));
-        log.count += 1;
-        self.logits_arrived.notify_all();
+        self.logits.add(logits);
     }
 
     /// A sender whose raw-logit responses go into the digest; the rest is dropped.

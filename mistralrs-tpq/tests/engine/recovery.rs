@@ -72,7 +72,7 @@ fn error_during(server: &Server, phase: Phase, disturb: impl FnOnce()) -> (Strin
     }
     let start = Instant::now();
     disturb();
-    let rest: Vec<String> = events.filter_map(Result::ok).filter(|data| data != "[DONE]").collect();
+    let rest: Vec<String> = events.map_while(Result::ok).filter(|data| data != "[DONE]").collect();
     let waited = start.elapsed();
     if phase == Phase::Prefill {
         assert!(
