@@ -171,7 +171,7 @@ impl Meeting<'_> {
         let own = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.config.port);
         let mut stream = self.dial(head, name, &self.entry(self.config.rank, own))?;
         let mut peers = vec![*head; self.config.world_size];
-        for rank in 1..self.config.world_size {
+        for (rank, peer) in peers.iter_mut().enumerate().skip(1) {
             let deadline = self.started + self.timeout;
             let mut entry = read_entry(&mut stream, deadline).map_err(|error| StarError::Head {
                 address: name.to_owned(),
@@ -186,7 +186,7 @@ impl Meeting<'_> {
                 });
             }
             entry.as_seen_from(head.ip());
-            peers[rank] = entry.address;
+            *peer = entry.address;
         }
         Ok(peers)
     }
