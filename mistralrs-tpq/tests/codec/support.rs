@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use mistralrs_tpq::codec::{
-    Codec, Dtype, Dynamic, EncodeStats, EntropyTables, Level, NoCodec, Paper, PaperTables, Rd, RdEntropy,
-    RdRank, RdTables, Shape, Values, CLASSES, SHAPE_LEN,
+    Codec, Dtype, Dynamic, EncodeStats, EntropyTables, Level, NoCodec, Paper, PaperTables, Rd, RdEntropy, RdRank,
+    RdTables, Shape, Values, CLASSES, SHAPE_LEN,
 };
 use proptest::prelude::*;
 
