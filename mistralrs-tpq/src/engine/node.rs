@@ -151,10 +151,10 @@ impl Node {
             true => manifests.finalize().into(),
             false => [0; 32],
         };
-        let names: Vec<&str> = self.choices.iter().map(|choice| choice.codec.name()).collect();
-        let codec = match self.plan.alternatives.is_empty() {
-            true => self.codec_name().to_owned(),
-            false => names.join("+"),
+        // All their names may be longer than a hello's field, and the policy covers them.
+        let codec = match self.plan.alternatives.len() {
+            0 => self.codec_name().to_owned(),
+            more => format!("{} and {more} to compare", self.codec_name()),
         };
         Identity {
             dtype,
