@@ -6,8 +6,8 @@
 //! lands on the lowest code, so 16 (256) levels are in use, not one less. QuickReduce sends the scale as FP16, which
 //! overflows from a group extreme of 8 * 65504 on; here it is BF16.
 
-use super::rows::{self, Rows};
-use super::scalar::{self, BadWord, Width, GROUP};
+use super::rows::{self, BadRow, Rows};
+use super::scalar::{self, Width, GROUP};
 use super::split::{Split, Splits};
 use super::values::Element;
 use super::{assert_one_row, bound};
@@ -74,8 +74,8 @@ impl Rows for Dynamic {
         self.level.dynamic_encode_row(self.width, values, row)
     }
 
-    fn decode_row(&self, (): &(), row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
-        self.level.dynamic_decode_row(self.width, row, sum)
+    fn decode_row(&self, (): &(), row: &[u8], sum: &mut [f32]) -> Result<(), BadRow> {
+        Ok(self.level.dynamic_decode_row(self.width, row, sum)?)
     }
 }
 

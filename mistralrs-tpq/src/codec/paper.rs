@@ -3,8 +3,8 @@
 //! With k = E / 64 outliers a value takes exactly (4 (E - k) + 16 k) / E = 4 + 12 / 64 = 4.1875 bits: ranges and outlier
 //! indices are calibrated, so no side information travels. Rows are whole bytes: an odd E - k adds half a byte a row.
 
-use super::rows::{self, Rows};
-use super::scalar::{self, BadWord, PaperRow};
+use super::rows::{self, BadRow, Rows};
+use super::scalar::{self, PaperRow};
 use super::split::{Split, Splits};
 use super::values::Element;
 use super::{assert_one_row, bound};
@@ -252,8 +252,8 @@ impl Rows for Paper {
         self.level.paper_encode_row(table, values, row)
     }
 
-    fn decode_row(&self, table: &PaperRow<'_>, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
-        self.level.paper_decode_row(table, row, sum)
+    fn decode_row(&self, table: &PaperRow<'_>, row: &[u8], sum: &mut [f32]) -> Result<(), BadRow> {
+        Ok(self.level.paper_decode_row(table, row, sum)?)
     }
 }
 

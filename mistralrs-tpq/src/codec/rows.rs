@@ -4,6 +4,20 @@ use super::scalar::BadWord;
 use super::values::Element;
 use super::{rows_to_decode, rows_to_encode, Codec, CodecError, Dtype, EncodeStats, Values};
 
+/// What no encoder sends.
+#[derive(Debug)]
+pub(super) enum BadRow {
+    Word(BadWord),
+    /// An entropy-coded row that does not end as an encoder ends it.
+    Stream,
+}
+
+impl From<BadWord> for BadRow {
+    fn from(word: BadWord) -> Self {
+        Self::Word(word)
+    }
+}
+
 /// A codec as one row of it; [`encode`] and [`decode_accumulate`] make the rest of it. Rows have [`Rows::row_len`] bytes.
 pub(super) trait Rows: Codec + Sized {
     /// The tables of one rank; `()` where ranks do not differ.
@@ -19,7 +33,7 @@ pub(super) trait Rows: Codec + Sized {
 
     fn encode_row<T: Element>(&self, table: &Self::Table<'_>, values: &[T], row: &mut [u8]) -> EncodeStats;
 
-    fn decode_row(&self, table: &Self::Table<'_>, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord>;
+    fn decode_row(&self, table: &Self::Table<'_>, row: &[u8], sum: &mut [f32]) -> Result<(), BadRow>;
 
     /// # Panics
     /// When there is no such rank: a caller's bug.
@@ -67,14 +81,15 @@ pub(super) fn decode_accumulate<C: Rows>(
     }
     let rows = payload.chunks_exact(codec.row_len());
     for (token, (row, sum)) in rows.zip(sum.chunks_exact_mut(codec.features())).enumerate() {
-        codec
-            .decode_row(&table, row, sum)
-            .map_err(|BadWord { feature, bits }| CodecError::Content {
+        codec.decode_row(&table, row, sum).map_err(|bad| match bad {
+            BadRow::Word(BadWord { feature, bits }) => CodecError::Content {
                 rank,
                 token,
                 feature,
                 bits,
-            })?;
+            },
+            BadRow::Stream => CodecError::Stream { rank, token },
+        })?;
     }
     Ok(())
 }

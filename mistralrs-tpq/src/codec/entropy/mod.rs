@@ -16,8 +16,9 @@ use std::cell::RefCell;
 
 use self::model::{ladder, Class, Model, COST_UNIT, MODELS};
 use self::row::Layout;
+use super::assert_one_row;
+use super::rows::{self, BadRow, Rows};
 use super::values::Element;
-use super::{assert_one_row, rows_to_decode, rows_to_encode};
 use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Values};
 
 pub use shape::{Shape, SHAPE_LEN};
@@ -145,32 +146,32 @@ impl RdEntropy {
     pub fn new(tables: EntropyTables) -> Self {
         Self { tables }
     }
+}
 
-    /// # Panics
-    /// When there is no such rank: a caller's bug.
-    fn own_rank(&self, rank: usize) -> &Layout {
+impl Rows for RdEntropy {
+    type Table<'a> = &'a Layout;
+
+    fn table(&self, rank: usize) -> Result<&Layout, CodecError> {
         let ranks = self.tables.ranks.len();
         let layout = self.tables.ranks.get(rank);
-        layout.unwrap_or_else(|| panic!("rank {rank}, but there are tables for {ranks}"))
+        layout.ok_or(CodecError::UnknownRank { rank, ranks })
     }
 
-    fn encode_rows<T: Element>(&self, rank: usize, values: &[T], payload: &mut [u8]) -> EncodeStats {
-        let layout = self.own_rank(rank);
-        let EntropyTables {
-            features,
-            row_len,
-            lanes,
-            models,
-            ..
-        } = &self.tables;
-        let mut stats = EncodeStats::default();
-        if *features == 0 {
-            return stats;
-        }
-        for (values, row) in values.chunks_exact(*features).zip(payload.chunks_exact_mut(*row_len)) {
-            stats += row::encode(layout, models, *lanes, values, row);
-        }
-        stats
+    fn row_len(&self) -> usize {
+        self.tables.row_len
+    }
+
+    fn encode_row<T: Element>(&self, layout: &&Layout, values: &[T], row: &mut [u8]) -> EncodeStats {
+        row::encode(layout, &self.tables.models, self.tables.lanes, values, row)
+    }
+
+    /// Two multiplies and one add an element: of level and step, and with the gain.
+    fn decode_row(&self, layout: &&Layout, row: &[u8], sum: &mut [f32]) -> Result<(), BadRow> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(scratch.len().max(layout.features.len()), 0.0);
+            let scratch = &mut scratch[..layout.features.len()];
+            row::decode(layout, &self.tables.models, self.tables.lanes, row, scratch, sum).ok_or(BadRow::Stream)
+        })
     }
 }
 
@@ -195,38 +196,11 @@ impl Codec for RdEntropy {
     }
 
     fn encode(&self, rank: usize, values: Values<'_>, payload: &mut [u8]) -> EncodeStats {
-        rows_to_encode(self, values, payload);
-        match values {
-            Values::F32(v) => self.encode_rows(rank, v, payload),
-            Values::Bf16(v) => self.encode_rows(rank, v, payload),
-            Values::F16(v) => self.encode_rows(rank, v, payload),
-        }
+        rows::encode(self, rank, values, payload)
     }
 
-    /// Two multiplies and one add an element: of level and step, and with the gain.
     fn decode_accumulate(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError> {
-        let ranks = self.tables.ranks.len();
-        let layout = self.tables.ranks.get(rank);
-        let layout = layout.ok_or(CodecError::UnknownRank { rank, ranks })?;
-        if rows_to_decode(self, rank, payload, dtype, sum)? == 0 {
-            return Ok(());
-        }
-        let EntropyTables {
-            features,
-            row_len,
-            lanes,
-            models,
-            ..
-        } = &self.tables;
-        SCRATCH.with_borrow_mut(|scratch| {
-            scratch.resize(scratch.len().max(layout.features.len()), 0.0);
-            let scratch = &mut scratch[..layout.features.len()];
-            let rows = payload.chunks_exact(*row_len).zip(sum.chunks_exact_mut(*features));
-            for (token, (row, sum)) in rows.enumerate() {
-                row::decode(layout, models, *lanes, row, scratch, sum).ok_or(CodecError::Stream { rank, token })?;
-            }
-            Ok(())
-        })
+        rows::decode_accumulate(self, rank, payload, dtype, sum)
     }
 
     /// Half a step and the way from a code to its level; an escaped value loses what BF16 loses, and a feature that was zero in
@@ -236,6 +210,6 @@ impl Codec for RdEntropy {
         let EntropyTables {
             row_len, lanes, models, ..
         } = &self.tables;
-        row::error_bound(self.own_rank(rank), models, *lanes, *row_len, row, bound);
+        row::error_bound(self.own_table(rank), models, *lanes, *row_len, row, bound);
     }
 }

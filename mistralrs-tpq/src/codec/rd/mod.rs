@@ -9,8 +9,7 @@ pub(crate) mod codebook;
 mod row;
 
 use self::row::{Layout, SENT};
-use super::rows::{self, Rows};
-use super::scalar::BadWord;
+use super::rows::{self, BadRow, Rows};
 use super::values::Element;
 use super::{assert_one_row, bound};
 use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Values};
@@ -160,8 +159,8 @@ impl Rows for Rd {
     }
 
     /// Two multiplies and one add an element: the step is scaled by the token's gain first.
-    fn decode_row(&self, layout: &&Layout, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
-        row::decode(layout, row, sum)
+    fn decode_row(&self, layout: &&Layout, row: &[u8], sum: &mut [f32]) -> Result<(), BadRow> {
+        Ok(row::decode(layout, row, sum)?)
     }
 }
 
