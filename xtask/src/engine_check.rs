@@ -1,8 +1,8 @@
 //! `cargo xtask engine-check CHECKOUT`: what can be shown of a series for an engine that is no published crate.
 //!
-//! The series applies to the checkout and comes off it again byte for byte; what it makes is compiled, with candle from
-//! crates.io in place of the git revision that the engine names; the patches' own tests and this crate are compiled against
-//! it. The checkout is only read. Everything is written to `target/engine-check/`.
+//! The series applies and comes off again byte for byte; what it makes is compiled, with candle from crates.io in place of the
+//! git revision that the engine names; the patches' own tests run, and this crate is compiled against it. The checkout is
+//! only read. What is compiled lies in `target/engine-check/`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,6 +24,12 @@ use crate::workspace::Workspace;
 const LEFT_OUT: &str = "mistralrs-pyo3";
 /// Published candle that has what engine 0.9.2 uses of it.
 const CANDLE: &str = "0.11.1";
+/// File, what stands there, what has to: candle 0.11.1 has another lock than the git revision.
+const FOR_CANDLE: [(&str, &str, &str); 1] = [(
+    "mistralrs-quant/src/rotary/mod.rs",
+    "(std::sync::RwLockReadGuard<'a, Storage>, &'a Layout)",
+    "(impl std::ops::Deref<Target = Storage>, &'a Layout)",
+)];
 
 /// What is run in the patched engine, cheapest first. The `ring` feature is for the tests of the ring's own patches.
 const IN_ENGINE: [&[&str]; 4] = [
@@ -60,21 +66,30 @@ pub fn run(workspace: &Workspace, options: &EngineCheckArgs) -> Result<ExitCode>
     let version = checkout::version(&options.checkout)?;
     let series = checkout::series(&workspace.patches(), &version, None)?;
     let base = Base::in_folder(&version, &options.checkout, &crates(&options.checkout)?);
-    let target = workspace.root().join("target/engine-check");
-    let engine = target.join(&version);
     let mut steps = Steps::new(if options.series_only { 2 } else { 3 + IN_ENGINE.len() });
-
-    steps.quiet("apply", || {
+    let scratch = tempfile::tempdir()?;
+    let patched = scratch.path().join(&version);
+    let mut changes = steps.quiet("apply", || {
         let changes = plan::apply_all(&base, &series)?;
         let detail = format!("{} patches change {} files", series.patches.len(), changes.len());
-        write(&base, &series, changes, &engine)?;
-        Ok(((), detail))
+        write(&base, &series, changes.clone(), &patched)?;
+        Ok((changes, detail))
     })?;
-    steps.quiet("take off again", || Ok(((), reversed(&base, &series, &engine)?)))?;
+    steps.quiet("take off again", || Ok(((), reversed(&base, &series, &patched)?)))?;
     if options.series_only {
         return Ok(ExitCode::SUCCESS);
     }
 
+    let target = workspace.root().join("target/engine-check");
+    let engine = target.join(&version);
+    for (path, from, to) in FOR_CANDLE {
+        let text = match changes.get(path) {
+            Some(text) => text.clone().context("the series removes it")?,
+            None => fs::read_to_string(options.checkout.join(path)).with_context(|| format!("cannot read {path}"))?,
+        };
+        changes.insert(path.to_owned(), Some(text.replace(from, to)));
+    }
+    write(&base, &series, changes, &engine)?;
     let manifest = fs::read_to_string(options.checkout.join("Cargo.toml"))?;
     put(&engine.join("Cargo.toml"), &with_published_candle(&manifest))?;
     for words in IN_ENGINE {
