@@ -45,7 +45,15 @@ const IN_ENGINE: [&[&str]; 4] = [
         "--test",
         "all_reduce_provider",
     ],
-    &["check", "-p", "mistralrs-core"],
+    &[
+        "check",
+        "-p",
+        "mistralrs-core",
+        "-p",
+        "mistralrs-server-core",
+        "-p",
+        "mistralrs-cli",
+    ],
     &[
         "test",
         "-p",
