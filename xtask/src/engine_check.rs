@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{ensure, Context, Result};
@@ -32,7 +32,7 @@ const FOR_CANDLE: [(&str, &str, &str); 1] = [(
 )];
 
 /// What is run in the patched engine, cheapest first. The `ring` feature is for the tests of the ring's own patches.
-const IN_ENGINE: [&[&str]; 4] = [
+const IN_ENGINE: [&[&str]; 5] = [
     &["check", "-p", "mistralrs-quant"],
     &[
         "test",
@@ -45,15 +45,8 @@ const IN_ENGINE: [&[&str]; 4] = [
         "--test",
         "all_reduce_provider",
     ],
-    &[
-        "check",
-        "-p",
-        "mistralrs-core",
-        "-p",
-        "mistralrs-server-core",
-        "-p",
-        "mistralrs-cli",
-    ],
+    &["check", "-p", "mistralrs-tpq", "--bins"],
+    &["check", "-p", "mistralrs-cli"],
     &[
         "test",
         "-p",
@@ -74,7 +67,7 @@ pub fn run(workspace: &Workspace, options: &EngineCheckArgs) -> Result<ExitCode>
     let version = checkout::version(&options.checkout)?;
     let series = checkout::series(&workspace.patches(), &version, None)?;
     let base = Base::in_folder(&version, &options.checkout, &crates(&options.checkout)?);
-    let mut steps = Steps::new(if options.series_only { 2 } else { 3 + IN_ENGINE.len() });
+    let mut steps = Steps::new(if options.series_only { 2 } else { 2 + IN_ENGINE.len() });
     let scratch = tempfile::tempdir()?;
     let patched = scratch.path().join(&version);
     let mut changes = steps.quiet("apply", || {
@@ -99,17 +92,15 @@ pub fn run(workspace: &Workspace, options: &EngineCheckArgs) -> Result<ExitCode>
     }
     write(&base, &series, changes, &engine)?;
     let manifest = fs::read_to_string(options.checkout.join("Cargo.toml"))?;
-    put(&engine.join("Cargo.toml"), &with_published_candle(&manifest))?;
+    put(&engine.join("Cargo.toml"), &manifest_for_check(&manifest))?;
+    let lock = engine.join("Cargo.lock");
+    if !lock.exists() {
+        fs::copy(options.checkout.join("Cargo.lock"), &lock).context("cannot copy the checkout's Cargo.lock")?;
+    }
+    add_plugin(workspace, &version, &engine)?;
     for words in IN_ENGINE {
         cargo(&mut steps, workspace, &engine, words)?;
     }
-    let plugin = plugin(workspace, &version, &engine, &target)?;
-    cargo(
-        &mut steps,
-        workspace,
-        &plugin,
-        &["check", "-p", "mistralrs-tpq", "--bins"],
-    )?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -166,8 +157,8 @@ fn reversed(base: &Base, series: &Series, engine: &Path) -> Result<String> {
     Ok(format!("{} files byte for byte as before", before.len()))
 }
 
-/// The engine's workspace manifest without candle's git revision, and without the member that needs Python.
-fn with_published_candle(manifest: &str) -> String {
+/// The engine's workspace manifest without candle's git revision and the member that needs Python, and with this crate.
+fn manifest_for_check(manifest: &str) -> String {
     let lines = manifest
         .lines()
         .filter(|line| !line.contains(&format!("\"{LEFT_OUT}\"")));
@@ -175,55 +166,35 @@ fn with_published_candle(manifest: &str) -> String {
         Some((name, rest)) if name.starts_with("candle-") && rest.contains("candle.git") => {
             format!("{name} = \"{CANDLE}\"")
         }
+        _ if line == "members = [" => format!("{line}\n    \"mistralrs-tpq\","),
         _ => line.to_owned(),
     };
-    lines.map(|line| published(line) + "\n").collect()
+    let mut text: String = lines.map(|line| published(line) + "\n").collect();
+    text.push_str("\n[patch.crates-io]\n");
+    for name in ["mistralrs-core", "mistralrs-quant", "mistralrs-server-core"] {
+        text.push_str(&format!("{name} = {{ path = \"{name}\" }}\n"));
+    }
+    text
 }
 
-/// A workspace of mistralrs-tpq alone on this engine: the sources are links, the manifest names the other version.
-fn plugin(workspace: &Workspace, version: &str, engine: &Path, target: &Path) -> Result<PathBuf> {
-    let folder = target.join(format!("plugin-{version}"));
-    let own = workspace.root().join("mistralrs-tpq");
+/// mistralrs-tpq as one more member of the engine's workspace: the sources are links, the manifest names the other version.
+fn add_plugin(workspace: &Workspace, version: &str, engine: &Path) -> Result<()> {
+    let (own, folder) = (workspace.root().join("mistralrs-tpq"), engine.join("mistralrs-tpq"));
     let wanted = workspace.engine_version()?;
     let manifest = fs::read_to_string(own.join("Cargo.toml"))?;
-    let manifest: String = manifest
-        .lines()
-        .map(|line| match line.starts_with("candle-core = ") {
-            true => format!("candle-core = {{ version = \"{CANDLE}\", optional = true }}\n"),
-            false => line.replace(&format!("\"={wanted}\""), &format!("\"={version}\"")) + "\n",
-        })
-        .collect();
-    put(&folder.join("mistralrs-tpq/Cargo.toml"), &manifest)?;
+    let manifest = manifest.lines().map(|line| match line.starts_with("candle-core = ") {
+        true => format!("candle-core = {{ version = \"{CANDLE}\", optional = true }}\n"),
+        false => line.replace(&format!("\"={wanted}\""), &format!("\"={version}\"")) + "\n",
+    });
+    put(&folder.join("Cargo.toml"), &manifest.collect::<String>())?;
     for entry in fs::read_dir(&own)? {
         let entry = entry?;
-        let link = folder.join("mistralrs-tpq").join(entry.file_name());
+        let link = folder.join(entry.file_name());
         if entry.file_name() != "Cargo.toml" && !link.exists() {
             link_to(&entry.path(), &link)?;
         }
     }
-    let table = crate::workspace::read_toml(&workspace.root().join("Cargo.toml"))?;
-    let package = table.get("workspace").and_then(|workspace| workspace.get("package"));
-    let package = package
-        .and_then(toml::Value::as_table)
-        .context("Cargo.toml has no [workspace.package]")?;
-    let package: String = package
-        .iter()
-        .filter_map(|(key, value)| Some(format!("{key} = \"{}\"\n", value.as_str()?)))
-        .collect();
-    let patched = ["mistralrs-quant", "mistralrs-core", "mistralrs-server-core"];
-    let redirects: String = patched
-        .iter()
-        .map(|name| format!("{name} = {{ path = '{}' }}\n", engine.join(name).display()))
-        .collect();
-    put(
-        &folder.join("Cargo.toml"),
-        &format!(
-            "[workspace]\nresolver = \"2\"\nmembers = [\"mistralrs-tpq\"]\n\n[workspace.package]\n{package}\n[patch.crates-io]\n{redirects}"
-        ),
-    )?;
-    // Versions that are known to go together.
-    fs::copy(workspace.root().join("Cargo.lock"), folder.join("Cargo.lock"))?;
-    Ok(folder)
+    Ok(())
 }
 
 #[cfg(unix)]
@@ -263,13 +234,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn candle_comes_from_the_registry_and_python_is_left_out() {
+    fn candle_comes_from_the_registry_this_crate_is_added_and_python_left_out() {
         let manifest = "members = [\n    \"mistralrs-core\",\n    \"mistralrs-pyo3\",\n]\n\
             # candle-core = { version = \"0.11.0\" }\n\
             candle-core = { git = \"https://github.com/huggingface/candle.git\", version = \"0.11.0\", rev = \"35d7\" }\n\
             half = \"2.7\"\n";
-        let expected = "members = [\n    \"mistralrs-core\",\n]\n# candle-core = { version = \"0.11.0\" }\n\
-            candle-core = \"0.11.1\"\nhalf = \"2.7\"\n";
-        assert_eq!(with_published_candle(manifest), expected);
+        let expected = "members = [\n    \"mistralrs-tpq\",\n    \"mistralrs-core\",\n]\n\
+            # candle-core = { version = \"0.11.0\" }\n\
+            candle-core = \"0.11.1\"\nhalf = \"2.7\"\n\n\
+            [patch.crates-io]\nmistralrs-core = { path = \"mistralrs-core\" }\n";
+        let made = manifest_for_check(manifest);
+        assert!(made.starts_with(expected), "{made}");
+        let table: toml::Table = made.replace("members", "[workspace]\nmembers").parse().unwrap();
+        assert!(table["patch"]["crates-io"]["mistralrs-server-core"].is_table());
     }
 }
