@@ -1,7 +1,7 @@
 //! `cargo xtask engine-check CHECKOUT`: what can be shown of a series for an engine that is no published crate.
 //!
 //! The series applies and comes off again byte for byte; what it makes is compiled, with candle from crates.io in place of the
-//! git revision that the engine names; the patches' own tests run, and this crate is compiled against it. The checkout is
+//! git revision that the engine names; the patches' own tests run, and those of this crate about serving. The checkout is
 //! only read. What is compiled lies in `target/engine-check/`.
 
 use std::collections::BTreeSet;
@@ -32,8 +32,7 @@ const FOR_CANDLE: [(&str, &str, &str); 1] = [(
 )];
 
 /// What is run in the patched engine, cheapest first. The `ring` feature is for the tests of the ring's own patches.
-const IN_ENGINE: [&[&str]; 5] = [
-    &["check", "-p", "mistralrs-quant"],
+const IN_ENGINE: [&[&str]; 4] = [
     &[
         "test",
         "-p",
@@ -45,8 +44,6 @@ const IN_ENGINE: [&[&str]; 5] = [
         "--test",
         "all_reduce_provider",
     ],
-    &["check", "-p", "mistralrs-tpq", "--bins"],
-    &["check", "-p", "mistralrs-cli"],
     &[
         "test",
         "-p",
@@ -59,7 +56,22 @@ const IN_ENGINE: [&[&str]; 5] = [
         "prefix_cacher::",
         "a_provider",
     ],
+    &[
+        "test",
+        "-p",
+        "mistralrs-tpq",
+        "--test",
+        "engine",
+        "--",
+        "--test-threads",
+        "1",
+        "serving::",
+        "recovery::",
+    ],
+    &["build", "-p", "mistralrs-cli"],
 ];
+/// What the tests of mistralrs-tpq read beside its folder.
+const BESIDE: [&str; 3] = ["configs", "docs", "examples"];
 
 /// # Errors
 /// A patch that does not apply or does not come off whole, and what does not compile.
@@ -189,16 +201,20 @@ fn add_plugin(workspace: &Workspace, version: &str, engine: &Path) -> Result<()>
     put(&folder.join("Cargo.toml"), &manifest.collect::<String>())?;
     for entry in fs::read_dir(&own)? {
         let entry = entry?;
-        let link = folder.join(entry.file_name());
-        if entry.file_name() != "Cargo.toml" && !link.exists() {
-            link_to(&entry.path(), &link)?;
+        if entry.file_name() != "Cargo.toml" {
+            link_to(&entry.path(), &folder.join(entry.file_name()))?;
         }
     }
-    Ok(())
+    BESIDE
+        .iter()
+        .try_for_each(|name| link_to(&workspace.root().join(name), &engine.join(name)))
 }
 
 #[cfg(unix)]
 fn link_to(original: &Path, link: &Path) -> Result<()> {
+    if link.exists() {
+        return Ok(());
+    }
     std::os::unix::fs::symlink(original, link).with_context(|| format!("cannot make {}", link.display()))
 }
 
@@ -222,6 +238,11 @@ fn cargo(steps: &mut Steps, workspace: &Workspace, folder: &Path, words: &[&str]
     steps.loud(&format!("cargo {}", words.join(" ")), || {
         let mut cargo = workspace.cargo();
         cargo.current_dir(folder).args(words);
+        // The engine's own development profile is as slow to build as a release.
+        cargo.envs([
+            ("CARGO_PROFILE_DEV_OPT_LEVEL", "1"),
+            ("CARGO_PROFILE_DEV_DEBUG", "false"),
+        ]);
         cargo.env("CARGO_TARGET_DIR", workspace.root().join("target/engine-check/build"));
         let status = cargo.status().context("cannot run cargo")?;
         ensure!(status.success(), "cargo failed, see above");
