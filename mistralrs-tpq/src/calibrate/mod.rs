@@ -6,17 +6,19 @@
 //! ```
 //! An observer is serializable, both to resume an interrupted run and to travel to rank 0.
 
+mod adaptive;
 mod allocate;
-#[cfg(feature = "engine")]
 mod corpus;
 mod curves;
 mod observe;
 #[cfg(feature = "engine")]
 mod run;
+#[cfg(feature = "engine")]
+mod sensitivity;
 mod select;
 
+pub use adaptive::{adaptive_outliers, extra_bits};
 pub use allocate::{allocate, entropy_tables, expected_error, rd_tables};
-#[cfg(feature = "engine")]
 pub use corpus::Corpus;
 pub use curves::{Curve, GainHistogram};
 pub use observe::{ObserveError, RangeObserver};

@@ -94,7 +94,7 @@ impl Comparison {
     }
 }
 
-fn log_sum_exp(row: &[f32]) -> f64 {
+pub(super) fn log_sum_exp(row: &[f32]) -> f64 {
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = row.iter().map(|&x| f64::from(x - max).exp()).sum();
     f64::from(max) + sum.ln()
@@ -113,7 +113,7 @@ fn divergence(p: &[f32], q: &[f32]) -> f64 {
 }
 
 /// First index of the largest value.
-fn argmax(row: &[f32]) -> usize {
+pub(super) fn argmax(row: &[f32]) -> usize {
     let mut best = 0;
     for (i, &x) in row.iter().enumerate() {
         if x > row[best] {
