@@ -93,6 +93,11 @@ impl Control {
             Self::Smallest => "smallest-range outliers",
         }
     }
+
+    /// As a configuration that is compared.
+    pub fn label(self) -> String {
+        format!("paper, {}", self.name())
+    }
 }
 
 pub(super) fn parse(section: &Section<'_>, origin: &Path) -> Result<CodecPlan, ConfigError> {

@@ -12,7 +12,7 @@ mod score;
 mod session;
 mod windows;
 
-pub use score::{Comparison, WindowScore};
+pub use score::{paired_difference, Comparison, WindowScore};
 pub use windows::windows;
 
 #[cfg(feature = "engine")]

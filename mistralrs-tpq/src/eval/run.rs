@@ -44,6 +44,8 @@ pub struct EvalResult {
     pub kl: f64,
     /// From the spread over windows; null for a single one.
     pub kl_stderr: Option<f64>,
+    /// Of each window, to compare configurations window by window.
+    pub kl_by_window: Vec<f64>,
     /// In 16 equal parts of the window, the first tokens first.
     pub kl_by_position: Vec<f64>,
     pub top1_agreement: f64,
@@ -133,6 +135,7 @@ impl Session<'_> {
             ppl_quantized: comparison.quantized.perplexity(),
             kl: comparison.mean_kl(),
             kl_stderr: Some(comparison.kl_stderr()).filter(|error| error.is_finite()),
+            kl_by_window: comparison.window_kl.clone(),
             kl_by_position: comparison.kl_by_position(POSITION_PARTS),
             top1_agreement: comparison.top1_agreement(),
             sqnr_db: 0.0,

@@ -29,7 +29,7 @@ Examples:
   tpq eval -m examples/demo-model --text held-out.md     (one process: perplexity only)
 
 With --json there is one object a line. For each configuration and text: config, codec, text, ranks, tokens, bits_per_value, ppl, ppl_lossless,
-ppl_quantized, kl (nats a token), kl_stderr, kl_by_position (sixteenths of the window), top1_agreement, sqnr_db, sqnr_db_by_layer,
+ppl_quantized, kl (nats a token), kl_stderr, kl_by_window, kl_by_position (sixteenths of the window), top1_agreement, sqnr_db, sqnr_db_by_layer,
 bytes_per_rank, bytes_per_rank_bf16, out_of_bound, clipped, ranks_bit_identical, greedy (continuations, tokens, same_tokens,
 same_to_the_end), seconds. For each configuration and task: config, codec, task, file, ranks, items, bits_per_value, acc, acc_stderr,
 acc_norm, acc_norm_stderr, lossless (the same four), agreement, acc_retained and acc_norm_retained (percent of lossless),
@@ -110,6 +110,9 @@ pub(crate) fn run(args: &EvalArgs, global: &Global) -> Result<u8, CliError> {
         return tasks.iter().try_for_each(json_line).map(|()| 0);
     }
     texts.iter().try_for_each(|result| emit(&show::text(result)))?;
+    if args.controls {
+        emit(&show::controls(&texts))?;
+    }
     if args.matrix {
         emit(&show::matrix(&texts))?;
     }
@@ -174,7 +177,7 @@ fn alternatives(args: &EvalArgs, plan: &Plan) -> Result<Vec<(String, CodecPlan)>
         alternatives.extend(Control::ALL.map(|control| {
             let manifest = manifest.to_owned();
             (
-                format!("paper, {}", control.name()),
+                control.label(),
                 CodecPlan::Control { manifest, control },
             )
         }));

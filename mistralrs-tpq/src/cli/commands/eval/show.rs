@@ -1,7 +1,8 @@
 //! Results as tables.
 
 use crate::eval::choice::TaskResult;
-use crate::eval::EvalResult;
+use crate::config::Control;
+use crate::eval::{paired_difference, EvalResult};
 use crate::report::{Align, Table};
 
 /// One configuration on one text.
@@ -73,6 +74,28 @@ pub(super) fn matrix(results: &[EvalResult]) -> String {
             cell.map_or(String::new(), |cell| format!("{:.5}", cell.kl))
         };
         table.row([config.to_owned()].into_iter().chain(texts.iter().map(kl)));
+    }
+    table.to_string()
+}
+
+/// How much `paper`'s choice of outliers wins over each control, on each text.
+pub(super) fn controls(results: &[EvalResult]) -> String {
+    let right = ["KL more than paper", "standard error", "errors apart"].map(|heading| (heading, Align::Right));
+    let left = ["control", "text"].map(|heading| (heading, Align::Left));
+    let mut table = Table::new(left.into_iter().chain(right));
+    for of_text in results.chunk_by(|a, b| a.text == b.text) {
+        let Some(paper) = of_text.first().filter(|first| first.codec == "paper") else { continue };
+        for control in Control::ALL {
+            let Some(row) = of_text.iter().find(|row| row.config == control.label()) else { continue };
+            let (mean, error) = paired_difference(&paper.kl_by_window, &row.kl_by_window);
+            table.row([
+                control.name().to_owned(),
+                row.text.clone(),
+                format!("{mean:+.5}"),
+                format!("{error:.5}"),
+                format!("{:.1}", mean / error),
+            ]);
+        }
     }
     table.to_string()
 }
