@@ -19,20 +19,27 @@ fn fixture(name: &str) -> PathBuf {
 #[test]
 fn parquet_and_json_lines_hold_the_same_items() {
     for (name, task) in FILES {
-        let [parquet, json] = ["parquet", "jsonl"].map(|kind| read(task, &fixture(&format!("{name}.{kind}")), 1000).unwrap());
+        let [parquet, json] =
+            ["parquet", "jsonl"].map(|kind| read(task, &fixture(&format!("{name}.{kind}")), 1000).unwrap());
         assert_eq!(parquet, json, "{name}");
         assert!(parquet.len() >= 2 && read(task, &fixture(&format!("{name}.parquet")), 1).unwrap() == parquet[..1]);
     }
     let arc = read(Task::ArcEasy, &fixture("arc.parquet"), 1000).unwrap();
     assert_eq!((arc[2].gold, arc[1].choices.len()), (0, 3));
-    assert_eq!(arc[2].choices[0].0, "Question: Where does a caf\u{e9} keep milk fresh?\nAnswer:");
+    assert_eq!(
+        arc[2].choices[0].0,
+        "Question: Where does a caf\u{e9} keep milk fresh?\nAnswer:"
+    );
 }
 
 #[test]
 fn a_file_of_another_task_and_a_broken_one_are_refused_by_name() {
     let error = |task, path: &Path| format!("{:#}", read(task, path, 1000).unwrap_err());
     let message = error(Task::BoolQ, &fixture("arc.parquet"));
-    assert!(message.contains("arc.parquet, row 1 as boolq: field `passage` is null"), "{message}");
+    assert!(
+        message.contains("arc.parquet, row 1 as boolq: field `passage` is null"),
+        "{message}"
+    );
     assert!(error(Task::BoolQ, &fixture("none.jsonl")).contains("none.jsonl"));
 
     let dir = tempfile::tempdir().unwrap();

@@ -51,9 +51,16 @@ fn a_layers_priority_round_trips_and_one_that_is_none_is_refused() {
     let with = Manifest::new(header(), layers).unwrap();
     let path = with.write(folder.path()).unwrap();
     let read = Manifest::load(&path).unwrap();
-    assert_eq!((read.layers()[0].priority(), read.layers()[1].priority()), (Some(priority(-0.25)), None));
+    assert_eq!(
+        (read.layers()[0].priority(), read.layers()[1].priority()),
+        (Some(priority(-0.25)), None)
+    );
     let without = Manifest::new(header(), vec![layer("a.b"), layer("a.c")]).unwrap();
-    assert_ne!(with.digest(), without.digest(), "peers compare what their bits follow from");
+    assert_ne!(
+        with.digest(),
+        without.digest(),
+        "peers compare what their bits follow from"
+    );
     for extra_bits in [1.5, f32::NAN] {
         assert!(layer("a.b").with_priority(priority(extra_bits)).is_err());
     }

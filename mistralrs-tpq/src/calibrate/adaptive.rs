@@ -23,7 +23,9 @@ pub fn adaptive_outliers(layers: &[LayerStatistics], fraction: Fraction) -> Vec<
     let mut taken = vec![0; layers.len()];
     let mut heap: BinaryHeap<Candidate> = (0..layers.len()).filter_map(|layer| next(layer, 0)).collect();
     for _ in 0..total {
-        let Some(Candidate { layer, .. }) = heap.pop() else { break };
+        let Some(Candidate { layer, .. }) = heap.pop() else {
+            break;
+        };
         taken[layer] += 1;
         heap.extend(next(layer, taken[layer]));
     }
@@ -75,8 +77,18 @@ impl PartialOrd for Candidate {
 pub fn extra_bits(layers: &[(f64, usize)]) -> Vec<f32> {
     const STEP: f64 = 16.0;
     let values: f64 = layers.iter().map(|(_, features)| *features as f64).sum();
-    let half_log = |s: f64| if s > 0.0 && s.is_finite() { Some(0.5 * s.log2()) } else { None };
-    let known = || layers.iter().filter_map(|(s, features)| Some((half_log(*s)?, *features as f64)));
+    let half_log = |s: f64| {
+        if s > 0.0 && s.is_finite() {
+            Some(0.5 * s.log2())
+        } else {
+            None
+        }
+    };
+    let known = || {
+        layers
+            .iter()
+            .filter_map(|(s, features)| Some((half_log(*s)?, *features as f64)))
+    };
     let weight: f64 = known().map(|(_, features)| features).sum();
     if weight == 0.0 {
         return vec![0.0; layers.len()];
@@ -88,10 +100,18 @@ pub fn extra_bits(layers: &[(f64, usize)]) -> Vec<f32> {
         .collect();
     // Limits move the mean; turns bring it back.
     for _ in 0..64 {
-        let excess: f64 = bits.iter().zip(layers).map(|(bits, (_, features))| bits * *features as f64).sum::<f64>() / values;
-        bits.iter_mut().for_each(|bits| *bits = (*bits - excess).clamp(-1.0, 1.0));
+        let excess: f64 = bits
+            .iter()
+            .zip(layers)
+            .map(|(bits, (_, features))| bits * *features as f64)
+            .sum::<f64>()
+            / values;
+        bits.iter_mut()
+            .for_each(|bits| *bits = (*bits - excess).clamp(-1.0, 1.0));
     }
-    bits.into_iter().map(|bits| ((bits * STEP).floor() / STEP) as f32).collect()
+    bits.into_iter()
+        .map(|bits| ((bits * STEP).floor() / STEP) as f32)
+        .collect()
 }
 
 #[cfg(test)]
@@ -139,7 +159,10 @@ mod tests {
         assert_eq!(extra_bits(&[(0.0, 8), (f64::NAN, 8)]), [0.0, 0.0]);
         // At the limit, and never more than the budget.
         let bits = extra_bits(&[(1e9, 8), (1.0, 8), (1.0, 8)]);
-        assert!(bits[0] <= 1.0 && bits[0] > 0.9 && bits.iter().sum::<f32>() <= 0.0, "{bits:?}");
+        assert!(
+            bits[0] <= 1.0 && bits[0] > 0.9 && bits.iter().sum::<f32>() <= 0.0,
+            "{bits:?}"
+        );
     }
 
     proptest! {

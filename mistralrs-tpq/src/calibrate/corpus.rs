@@ -58,7 +58,11 @@ impl Corpus {
         tokens: usize,
         seed: u64,
     ) -> Result<Vec<Vec<u32>>> {
-        let ids = self.texts.iter().map(|text| tokenize(text)).collect::<Result<Vec<_>>>()?;
+        let ids = self
+            .texts
+            .iter()
+            .map(|text| tokenize(text))
+            .collect::<Result<Vec<_>>>()?;
         let windows: Vec<Vec<&[u32]>> = ids.iter().map(|ids| ids.chunks_exact(tokens).collect()).collect();
         let counts: Vec<usize> = windows.iter().map(Vec::len).collect();
         let have: usize = counts.iter().sum();
@@ -75,7 +79,12 @@ impl Corpus {
             places.sort_unstable();
             // Half-way points spread each text's evenly over the whole run. Whole numbers, as all sort alike.
             let turn = |i: usize| (2 * i + 1) * sequences / (2 * share);
-            drawn.extend(places.into_iter().enumerate().map(|(i, at)| (turn(i), text, windows[at])));
+            drawn.extend(
+                places
+                    .into_iter()
+                    .enumerate()
+                    .map(|(i, at)| (turn(i), text, windows[at])),
+            );
         }
         drawn.sort_by_key(|(turn, text, _)| (*turn, *text));
         Ok(drawn.into_iter().map(|(_, _, window)| window.to_vec()).collect())

@@ -13,9 +13,9 @@ mod curves;
 mod observe;
 #[cfg(feature = "engine")]
 mod run;
+mod select;
 #[cfg(feature = "engine")]
 mod sensitivity;
-mod select;
 
 pub use adaptive::{adaptive_outliers, extra_bits};
 pub use allocate::{allocate, entropy_tables, expected_error, rd_tables};

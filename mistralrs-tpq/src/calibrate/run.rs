@@ -87,7 +87,12 @@ pub fn run(options: &CalibrateOptions, node: &Arc<Node>, mut progress: impl FnMu
     node.command(&Command::Observe(false))?;
     let mut manifest = manifest(node, &plan, corpus.digest, options.selection, &node.gather_layers()?)?;
     if options.sensitivity > 0 {
-        manifest = prioritized(&driver, node, manifest, &windows[..options.sensitivity.min(windows.len())])?;
+        manifest = prioritized(
+            &driver,
+            node,
+            manifest,
+            &windows[..options.sensitivity.min(windows.len())],
+        )?;
     }
     let path = manifest.write(&options.out)?;
     // Absent unless the run was long enough to save one.

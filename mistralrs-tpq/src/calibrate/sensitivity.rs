@@ -22,7 +22,10 @@ pub(super) fn prioritized(
     let header = manifest.header().clone();
     let layers: Vec<Layer> = manifest.layers().to_vec();
     node.command(&Command::Select(Node::LOSSLESS))?;
-    let lossless = windows.iter().map(|window| driver.logits(window)).collect::<Result<Vec<_>>>()?;
+    let lossless = windows
+        .iter()
+        .map(|window| driver.logits(window))
+        .collect::<Result<Vec<_>>>()?;
     node.command(&Command::ResetReport)?;
     node.command(&Command::Verify(true))?;
     node.command(&Command::Select(PROBE))?;
@@ -48,16 +51,27 @@ pub(super) fn prioritized(
         total.error_energy / total.signal_energy
     };
     // A layer without noise has nothing to say.
-    let sensitivity = |(layer, kl): (&Layer, &f64)| Some(kl / noise(layer)).filter(|s| s.is_finite() && *s >= 0.0).unwrap_or(0.0);
+    let sensitivity = |(layer, kl): (&Layer, &f64)| {
+        Some(kl / noise(layer))
+            .filter(|s| s.is_finite() && *s >= 0.0)
+            .unwrap_or(0.0)
+    };
     let sensitivities: Vec<f64> = layers.iter().zip(&divergences).map(sensitivity).collect();
-    let weighted: Vec<(f64, usize)> = sensitivities.iter().copied().zip(layers.iter().map(Layer::features)).collect();
+    let weighted: Vec<(f64, usize)> = sensitivities
+        .iter()
+        .copied()
+        .zip(layers.iter().map(Layer::features))
+        .collect();
     let priorities = sensitivities.iter().zip(extra_bits(&weighted));
-    let layers = layers.into_iter().zip(priorities).map(|(layer, (sensitivity, extra_bits))| {
-        let sensitivity = *sensitivity as f32;
-        layer.with_priority(Priority {
-            sensitivity,
-            extra_bits,
-        })
-    });
+    let layers = layers
+        .into_iter()
+        .zip(priorities)
+        .map(|(layer, (sensitivity, extra_bits))| {
+            let sensitivity = *sensitivity as f32;
+            layer.with_priority(Priority {
+                sensitivity,
+                extra_bits,
+            })
+        });
     Ok(Manifest::new(header, layers.collect::<Result<_, _>>()?)?)
 }

@@ -155,7 +155,12 @@ impl Driver {
         };
         match self.ask(tokens, sampling, false)? {
             Response::CompletionDone(done) => Ok(Generated {
-                text: done.choices.into_iter().next().map(|choice| choice.text).unwrap_or_default(),
+                text: done
+                    .choices
+                    .into_iter()
+                    .next()
+                    .map(|choice| choice.text)
+                    .unwrap_or_default(),
                 usage: done.usage,
             }),
             _ => bail!("the engine answered a completion request with something else"),

@@ -4,7 +4,7 @@
 //! position at which the likeliest token is another one is where a continuation of its own would have left it.
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::score::argmax;
 use super::Session;
@@ -15,7 +15,7 @@ const PROMPT: usize = 64;
 const CONTINUATION: usize = 128;
 
 /// Over several continuations.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Greedy {
     pub continuations: usize,
     /// Tokens of the lossless continuations, mean.
@@ -111,7 +111,10 @@ mod tests {
         // The last row predicts beyond the end and does not count.
         total.add(&lossless, &logits(&[3, 1, 2, 0, 1], &[1, 2, 3, 1, 0]), 1, 5);
         let greedy = total.greedy().unwrap();
-        assert_eq!((greedy.tokens, greedy.same_tokens, greedy.same_to_the_end), (4.0, 3.0, 0.5));
+        assert_eq!(
+            (greedy.tokens, greedy.same_tokens, greedy.same_to_the_end),
+            (4.0, 3.0, 0.5)
+        );
         assert_eq!(Total::default().greedy(), None);
     }
 

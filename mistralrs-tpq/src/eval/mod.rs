@@ -3,6 +3,7 @@
 pub mod choice;
 #[cfg(feature = "engine")]
 mod greedy;
+mod journal;
 #[cfg(feature = "engine")]
 mod page;
 #[cfg(feature = "engine")]
@@ -12,6 +13,7 @@ mod score;
 mod session;
 mod windows;
 
+pub use journal::Journal;
 pub use score::{paired_difference, Comparison, WindowScore};
 pub use windows::windows;
 

@@ -76,12 +76,22 @@ fn text(page: &mut Page, results: &[EvalResult]) -> Result<(), PlotError> {
 
 fn task(page: &mut Page, results: &[TaskResult]) {
     let Some(first) = results.first() else { return };
-    page.heading(first.task);
+    page.heading(&first.task);
     page.paragraph(&format!(
         "{} items of {} over {} ranks. acc_norm goes by character of the answer. Errors are of one figure; what two configurations differ by is known better, as both answer the same items.",
         first.items, first.file, first.ranks
     ));
-    let columns = ["configuration", "bits a value", "acc", "lossless", "retained", "acc_norm", "lossless", "retained", "same answers"];
+    let columns = [
+        "configuration",
+        "bits a value",
+        "acc",
+        "lossless",
+        "retained",
+        "acc_norm",
+        "lossless",
+        "retained",
+        "same answers",
+    ];
     let rows: Vec<Vec<String>> = results.iter().map(task_row).collect();
     page.table(&columns, rows.iter().map(Vec::as_slice));
 }

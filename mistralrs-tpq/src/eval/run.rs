@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::greedy::{self, Greedy};
 use super::session::{read_text, windows_of, write_logits, Session};
@@ -29,7 +29,7 @@ pub struct TextOptions {
 }
 
 /// One row: one configuration on one text.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EvalResult {
     pub config: String,
     pub codec: String,

@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{ensure, Context, Result};
+use sha2::{Digest as _, Sha256};
 
 use super::windows;
 use crate::engine::{gathered_reports, Command, Driver, ModelOptions, Node, RankReport, SequenceLogits};
+use crate::manifest::Digest;
 
 /// Reading and running texts on rank 0. The other ranks follow from inside [`Session::load`] and do not return.
 pub struct Session<'a> {
@@ -50,6 +52,25 @@ impl<'a> Session<'a> {
 
     pub(super) fn codec(&self, choice: usize) -> &'static str {
         self.node.map_or("none", |node| node.choice_name(choice))
+    }
+
+    /// Of everything that decides what `what` comes to: model, ranks, codecs with their manifests, policy.
+    pub fn key(&self, what: &str) -> String {
+        let mut digest = Sha256::new();
+        if let Some(node) = self.node {
+            if let Some((model, dtype)) = node.model() {
+                digest.update(model);
+                digest.update(dtype.name());
+            }
+            digest.update(node.world_size().to_le_bytes());
+            digest.update(node.plan.policy_digest().0);
+            for choice in node.choices() {
+                digest.update(&choice.label);
+                digest.update(choice.manifest.as_ref().map_or([0; 32], |manifest| manifest.digest().0));
+            }
+        }
+        digest.update(what);
+        Digest(digest.finalize().into()).to_string()
     }
 
     /// Starts the counters of all ranks anew.

@@ -72,13 +72,7 @@ impl Group<'_> {
         Ok(sum)
     }
 
-    fn add_partial(
-        &self,
-        slices: &Slices<'_>,
-        index: usize,
-        rank: usize,
-        sum: &mut [f32],
-    ) -> Result<(), CodecError> {
+    fn add_partial(&self, slices: &Slices<'_>, index: usize, rank: usize, sum: &mut [f32]) -> Result<(), CodecError> {
         let mut payload = vec![0; slices.payload_len(index, Dtype::F32)];
         slices.encode(index, (0, slices.rows(index)), rank, self.input(rank), &mut payload);
         slices.codec(index).decode_accumulate(rank, &payload, Dtype::F32, sum)

@@ -94,7 +94,10 @@ fn render_layer(out: &mut String, layer: &Layer) -> std::fmt::Result {
         Some(Priority {
             sensitivity,
             extra_bits,
-        }) => writeln!(out, "  priority: {{sensitivity: {sensitivity:?}, extra_bits: {extra_bits:?}}}"),
+        }) => writeln!(
+            out,
+            "  priority: {{sensitivity: {sensitivity:?}, extra_bits: {extra_bits:?}}}"
+        ),
     }
 }
 

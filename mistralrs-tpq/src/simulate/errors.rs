@@ -11,9 +11,9 @@ use super::prediction::Prediction;
 use super::SimulateError;
 use crate::codec::{Codec, Dtype, Values};
 
-/// Steps in a standard deviation of a feature from which its rounding counts as fine. A normal distribution rounded in steps of
-/// twice its deviation still has the variance step^2 / 12 within 2% (Widrow 1996, appendix G).
-const FINE: f64 = 0.5;
+/// Share of a feature's values that may round to zero where its step still counts as fine: what a normal distribution has whose deviation is half a
+/// step, and whose rounding errors still have the variance step^2 / 12 within 2% (Widrow 1996, appendix G). Of spiky values a deviation would say nothing.
+const MOST_ZEROS: f64 = 0.683;
 /// Standardized errors of one layer that are kept for quantiles and distances.
 const KEPT: usize = 8192;
 /// Points of the QQ plot.
@@ -73,7 +73,12 @@ impl Errors {
     ///
     /// # Errors
     /// The codec's, of its own payload.
-    pub fn add(&mut self, paper: &dyn Codec, calibration: &Calibration, parts: &[Vec<f32>]) -> Result<(), SimulateError> {
+    pub fn add(
+        &mut self,
+        paper: &dyn Codec,
+        calibration: &Calibration,
+        parts: &[Vec<f32>],
+    ) -> Result<(), SimulateError> {
         let features = calibration.features;
         let steps: Vec<&[f32]> = calibration.ranges.chunks_exact(features).collect();
         // Levels from zero to the range.
@@ -142,7 +147,10 @@ impl Errors {
         self.held += other.held;
         self.held_energy += other.held_energy;
         self.held_predicted += other.held_predicted;
-        self.powers.iter_mut().zip(other.powers).for_each(|(sum, more)| *sum += more);
+        self.powers
+            .iter_mut()
+            .zip(other.powers)
+            .for_each(|(sum, more)| *sum += more);
         self.sample.extend(other.sample);
         self.widths.extend(other.widths);
     }
@@ -196,8 +204,11 @@ impl Column {
     ) -> Self {
         let widths: Vec<f64> = (0..parts.len()).map(step).collect();
         let coarse = parts.iter().zip(&widths).any(|(part, width)| {
-            let column = part.iter().skip(feature).step_by(features).map(|x| f64::from(*x));
-            deviation(column) < FINE * width
+            let column = part.iter().skip(feature).step_by(features);
+            let (values, zeros) = column.fold((0u32, 0u32), |(values, zeros), x| {
+                (values + 1, zeros + u32::from(2.0 * f64::from(x.abs()) < *width))
+            });
+            f64::from(zeros) > MOST_ZEROS * f64::from(values)
         });
         let outlier = u32::try_from(feature).is_ok_and(|feature| calibration.outliers.binary_search(&feature).is_ok());
         Self {
@@ -207,16 +218,6 @@ impl Column {
             coarse,
         }
     }
-}
-
-fn deviation(values: impl Iterator<Item = f64>) -> f64 {
-    let (mut n, mut sum, mut squares) = (0.0, 0.0, 0.0);
-    for value in values {
-        n += 1.0;
-        sum += value;
-        squares += value * value;
-    }
-    (squares / n - (sum / n) * (sum / n)).max(0.0).sqrt()
 }
 
 pub(super) fn round_trip(codec: &dyn Codec, rank: usize, part: &[f32]) -> Result<Vec<f32>, SimulateError> {

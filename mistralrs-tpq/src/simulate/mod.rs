@@ -49,7 +49,9 @@ pub enum SimulateError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("recorded over {have} ranks, which makes no {ranks}: expected a divisor or a multiple of {have}")]
     Ranks { have: usize, ranks: usize },
-    #[error("{tokens} recorded tokens are too few to cut a sum into {ways} parts for {ranks} ranks: record more (--tokens)")]
+    #[error(
+        "{tokens} recorded tokens are too few to cut a sum into {ways} parts for {ranks} ranks: record more (--tokens)"
+    )]
     Tokens { tokens: usize, ways: usize, ranks: usize },
     #[error("{what}")]
     Tables { what: String },
@@ -155,7 +157,10 @@ fn calibrated(
     if tokens < 2 {
         return Err(SimulateError::Tokens { tokens, ways: 2, ranks });
     }
-    let halves = layer.ranks.iter().map(|rank| rank.split_at(tokens / 2 * layer.features));
+    let halves = layer
+        .ranks
+        .iter()
+        .map(|rank| rank.split_at(tokens / 2 * layer.features));
     let (seen, unseen): (Vec<_>, Vec<_>) = halves.map(|(a, b)| (a.to_vec(), b.to_vec())).unzip();
     let seen = parts(&seen, layer.features, ranks)?;
     let calibration = Calibration::observe(&seen, layer.features, sequence, CALIBRATION_EMA)?;
@@ -207,7 +212,11 @@ impl Tally {
         self.signal += exact.iter().map(|x| x * x).sum::<f64>();
         self.values += exact.len() as f64;
         self.tokens = shape.tokens;
-        self.partial_signal += parts.iter().flatten().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>();
+        self.partial_signal += parts
+            .iter()
+            .flatten()
+            .map(|x| f64::from(*x) * f64::from(*x))
+            .sum::<f64>();
         for ((kind, cells), partial) in self.cells.iter_mut().zip(&mut self.partial_error) {
             let codec = calibration.codec(*kind, options.bits)?;
             for (rank, part) in parts.iter().enumerate() {
@@ -297,7 +306,11 @@ pub fn times(
                 };
                 let raw = [Chosen::LosslessOneShot, Chosen::LosslessTwoShot];
                 let algorithms = if codec.name() == "none" { &raw[..] } else { &ALGORITHMS };
-                rows.extend(algorithms.iter().map(|chosen| predict(costs, *chosen, shape, &**codec, gather_bits)));
+                rows.extend(
+                    algorithms
+                        .iter()
+                        .map(|chosen| predict(costs, *chosen, shape, &**codec, gather_bits)),
+                );
             }
         }
     }

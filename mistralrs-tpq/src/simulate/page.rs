@@ -20,7 +20,10 @@ pub fn page(simulation: &Simulation, times: &[Predicted]) -> Result<String, Plot
         page.paragraph("Steps times latency, plus messages, plus bytes over rate, plus coding where a rate was given; one message at a time on an idle link.");
         let mut sizes: Vec<usize> = times.iter().map(|row| row.tokens).collect();
         sizes.dedup();
-        let panels: Vec<Panel> = sizes.into_iter().flat_map(|tokens| time_panels(times, tokens)).collect();
+        let panels: Vec<Panel> = sizes
+            .into_iter()
+            .flat_map(|tokens| time_panels(times, tokens))
+            .collect();
         page.svg(&grid(&panels, 2)?);
     }
     Ok(page.finish())
@@ -42,7 +45,16 @@ fn growth(page: &mut Page, rows: &[Simulated]) -> Result<(), PlotError> {
         }
     };
     page.svg(&grid(&codecs.iter().map(panel).collect::<Vec<_>>(), 2)?);
-    let columns = ["codec", "algorithm", "ranks", "parts", "calibrated on", "bits a value", "SQNR, dB", "SQNR of a partial sum, dB"];
+    let columns = [
+        "codec",
+        "algorithm",
+        "ranks",
+        "parts",
+        "calibrated on",
+        "bits a value",
+        "SQNR, dB",
+        "SQNR of a partial sum, dB",
+    ];
     let cells: Vec<Vec<String>> = rows.iter().map(row).collect();
     page.table(&columns, cells.iter().map(Vec::as_slice));
     Ok(())
@@ -68,18 +80,43 @@ fn errors(page: &mut Page, distributions: &[Distribution]) -> Result<(), PlotErr
          'Holds' is the share of values for which the first two are true; moments and distance are of these. Where 'energy, all' is far from 1, the clipped and coarse values make the difference.",
     );
     let columns = [
-        "layer", "ranks", "clipped", "coarse", "energy, all", "holds", "energy", "variance", "skewness", "excess kurtosis", "predicted", "KS distance", "correlation",
+        "layer",
+        "ranks",
+        "clipped",
+        "coarse",
+        "energy, all",
+        "holds",
+        "energy",
+        "variance",
+        "skewness",
+        "excess kurtosis",
+        "predicted",
+        "KS distance",
+        "correlation",
     ];
     let cells: Vec<Vec<String>> = distributions.iter().map(distribution_row).collect();
     page.table(&columns, cells.iter().map(Vec::as_slice));
     let panel = |one: &Distribution| Panel {
-        axes: axes(&format!("{} ranks", one.ranks), "predicted quantile, standard deviations", "measured", false),
+        axes: axes(
+            &format!("{} ranks", one.ranks),
+            "predicted quantile, standard deviations",
+            "measured",
+            false,
+        ),
         series: vec![
             series("measured", Mark::Points, one.quantiles.clone()),
-            series("predicted", Mark::Line, one.quantiles.iter().map(|(x, _)| (*x, *x)).collect()),
+            series(
+                "predicted",
+                Mark::Line,
+                one.quantiles.iter().map(|(x, _)| (*x, *x)).collect(),
+            ),
         ],
     };
-    let panels: Vec<Panel> = distributions.iter().filter(|one| one.layer.is_empty()).map(panel).collect();
+    let panels: Vec<Panel> = distributions
+        .iter()
+        .filter(|one| one.layer.is_empty())
+        .map(panel)
+        .collect();
     page.svg(&grid(&panels, 2)?);
     Ok(())
 }
@@ -87,7 +124,11 @@ fn errors(page: &mut Page, distributions: &[Distribution]) -> Result<(), PlotErr
 fn distribution_row(one: &Distribution) -> Vec<String> {
     let share = |share: f64| format!("{:.3}%", 100.0 * share);
     vec![
-        if one.layer.is_empty() { "all".to_owned() } else { one.layer.clone() },
+        if one.layer.is_empty() {
+            "all".to_owned()
+        } else {
+            one.layer.clone()
+        },
         one.ranks.to_string(),
         share(one.clipped),
         share(one.coarse),
@@ -104,13 +145,24 @@ fn distribution_row(one: &Distribution) -> Vec<String> {
 }
 
 fn time_panels(times: &[Predicted], tokens: usize) -> Vec<Panel> {
-    let mut codecs: Vec<&str> = times.iter().map(|row| row.codec.as_str()).filter(|codec| *codec != "none").collect();
+    let mut codecs: Vec<&str> = times
+        .iter()
+        .map(|row| row.codec.as_str())
+        .filter(|codec| *codec != "none")
+        .collect();
     codecs.sort_unstable();
     codecs.dedup();
     let panel = |codec: &str| {
-        let rows = times.iter().filter(|row| row.tokens == tokens && (row.codec == codec || row.codec == "none"));
+        let rows = times
+            .iter()
+            .filter(|row| row.tokens == tokens && (row.codec == codec || row.codec == "none"));
         Panel {
-            axes: axes(&format!("{codec}, {tokens} tokens"), "ranks, log2", "microseconds", true),
+            axes: axes(
+                &format!("{codec}, {tokens} tokens"),
+                "ranks, log2",
+                "microseconds",
+                true,
+            ),
             series: by_name(rows.map(|row| (row.algorithm, row.ranks, row.microseconds))),
         }
     };

@@ -69,7 +69,9 @@ mod tests {
     const FEATURES: usize = 64;
 
     fn recorded(ranks: usize) -> Vec<Vec<f32>> {
-        (0..ranks).map(|rank| inputs::rows(rank, 16, FEATURES, Dtype::F32)).collect()
+        (0..ranks)
+            .map(|rank| inputs::rows(rank, 16, FEATURES, Dtype::F32))
+            .collect()
     }
 
     fn energy(values: &[f32]) -> f64 {
@@ -107,7 +109,11 @@ mod tests {
         ));
         assert!(matches!(
             parts(&recorded(2), FEATURES, 64),
-            Err(SimulateError::Tokens { tokens: 16, ways: 32, ranks: 64 })
+            Err(SimulateError::Tokens {
+                tokens: 16,
+                ways: 32,
+                ranks: 64
+            })
         ));
     }
 }

@@ -182,7 +182,9 @@ mod tests {
     fn a_quantile_is_the_inverse_and_the_distance_of_its_own_quantiles_is_small() {
         let prediction = equal(4);
         let n = 1000;
-        let sample: Vec<f64> = (0..n).map(|i| prediction.quantile((i as f64 + 0.5) / n as f64)).collect();
+        let sample: Vec<f64> = (0..n)
+            .map(|i| prediction.quantile((i as f64 + 0.5) / n as f64))
+            .collect();
         assert!((prediction.cdf(prediction.quantile(0.1)) - 0.1).abs() < 1e-6);
         assert!(prediction.distance(&sample) < 1e-3);
         let shifted: Vec<f64> = sample.iter().map(|x| x + 0.5).collect();

@@ -72,7 +72,10 @@ pub fn write(folder: &Path, origin: &Origin, rank: usize, sums: &RankSums) -> Re
         ("dtype", origin.dtype.clone()),
         ("model", origin.model.clone()),
     ];
-    let metadata: HashMap<String, String> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let metadata: HashMap<String, String> = metadata
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect();
     let path = folder.join(file_name(rank, origin.world_size));
     let broken = |what: String| SimulateError::Recording {
         path: path.clone(),
@@ -163,7 +166,12 @@ fn read_rank(path: &Path) -> Result<(Origin, RankSums), SimulateError> {
             )));
         };
         // Not a cast: a tensor's bytes start wherever the header ended.
-        let values = tensor.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        let values = tensor
+            .data()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes));
         let values = values.collect();
         sums.layers.insert(name.to_owned(), LayerSums { features, values });
     }

@@ -87,9 +87,13 @@ mod tests {
 
     #[test]
     fn a_thousand_ranks_finish_a_small_message_by_doubling_and_a_large_one_in_two_shots() {
-        let [one, two, ring, doubling] = times(1024, 1, f64::INFINITY)[..] else { panic!() };
+        let [one, two, ring, doubling] = times(1024, 1, f64::INFINITY)[..] else {
+            panic!()
+        };
         assert!(doubling < two && doubling < one && doubling < ring);
-        let [one, two, ring, doubling] = times(1024, 8192, f64::INFINITY)[..] else { panic!() };
+        let [one, two, ring, doubling] = times(1024, 8192, f64::INFINITY)[..] else {
+            panic!()
+        };
         assert!(two < one && two < doubling && two < ring);
     }
 

@@ -1,6 +1,6 @@
 //! `acc` and `acc_norm` with their standard errors, and how much of lossless is retained.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Item;
 
@@ -30,7 +30,7 @@ impl Choice {
 }
 
 /// Of all items, one way of exchanging.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     pub acc: f64,
     /// Sample standard deviation over the root of the number of items, as the harness has it.
@@ -53,7 +53,7 @@ impl Measured {
 }
 
 /// Quantized beside lossless on the same items.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Paired {
     /// Items for which both chose the same.
     pub agreement: f64,

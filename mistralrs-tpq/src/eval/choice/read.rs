@@ -20,7 +20,8 @@ pub fn read(task: Task, path: &Path, limit: usize) -> Result<Vec<Item>> {
     let rows = rows.with_context(|| format!("cannot read {}", path.display()))?;
     ensure!(!rows.is_empty(), "{} has no rows", path.display());
     let item = |(number, row): (usize, &Value)| {
-        task.item(row).with_context(|| format!("{}, row {} as {}", path.display(), number + 1, task.name()))
+        task.item(row)
+            .with_context(|| format!("{}, row {} as {}", path.display(), number + 1, task.name()))
     };
     rows.iter().enumerate().map(item).collect()
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{ensure, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Choice, Item, Measured, Paired, Task};
 use crate::engine::{Driver, Node, SequenceLogits};
@@ -11,11 +11,11 @@ use crate::eval::score::log_sum_exp;
 use crate::eval::Session;
 
 /// One row: one configuration on one task.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TaskResult {
     pub config: String,
     pub codec: String,
-    pub task: &'static str,
+    pub task: String,
     pub file: String,
     pub ranks: usize,
     pub items: usize,
@@ -76,7 +76,7 @@ impl Session<'_> {
             results.push(TaskResult {
                 config: self.config(choice),
                 codec: self.codec(choice).to_owned(),
-                task: task.name(),
+                task: task.name().to_owned(),
                 file: path.display().to_string(),
                 ranks: self.ranks(),
                 items: items.len(),

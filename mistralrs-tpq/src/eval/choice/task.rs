@@ -43,7 +43,13 @@ pub enum TaskError {
 }
 
 impl Task {
-    pub const ALL: [Self; 5] = [Self::ArcEasy, Self::ArcChallenge, Self::WinoGrande, Self::HellaSwag, Self::BoolQ];
+    pub const ALL: [Self; 5] = [
+        Self::ArcEasy,
+        Self::ArcChallenge,
+        Self::WinoGrande,
+        Self::HellaSwag,
+        Self::BoolQ,
+    ];
 
     /// As the harness calls it.
     pub const fn name(self) -> &'static str {
@@ -98,14 +104,17 @@ fn winogrande(row: &Value) -> Result<Item, TaskError> {
     let gold = ["1", "2"].iter().position(|number| *number == answer);
     Ok(Item {
         lengths: contexts.iter().map(|context| context.chars().count()).collect(),
-        choices: contexts.into_iter().map(|context| (context, continuation.clone())).collect(),
+        choices: contexts
+            .into_iter()
+            .map(|context| (context, continuation.clone()))
+            .collect(),
         gold: gold.ok_or_else(|| not_a_choice(answer, 2))?,
     })
 }
 
 fn hellaswag(row: &Value) -> Result<Item, TaskError> {
     let (activity, a, b) = (text(row, "activity_label")?, text(row, "ctx_a")?, text(row, "ctx_b")?);
-    let context = cleaned(&format!("{activity}: {a} {}", capitalized(b)));
+    let context = cleaned(format!("{activity}: {a} {}", capitalized(b)));
     let endings: Vec<String> = texts(row, "endings")?.into_iter().map(cleaned).collect();
     let endings: Vec<&str> = endings.iter().map(String::as_str).collect();
     // A number in the JSONL files, a string in the parquet files.
@@ -135,7 +144,10 @@ fn boolq(row: &Value) -> Result<Item, TaskError> {
 fn item(context: &str, answers: &[&str], gold: Option<usize>, key: &str) -> Result<Item, TaskError> {
     let gold = gold.filter(|gold| *gold < answers.len());
     Ok(Item {
-        choices: answers.iter().map(|answer| (context.to_owned(), format!(" {answer}"))).collect(),
+        choices: answers
+            .iter()
+            .map(|answer| (context.to_owned(), format!(" {answer}")))
+            .collect(),
         lengths: answers.iter().map(|answer| answer.chars().count()).collect(),
         gold: gold.ok_or_else(|| not_a_choice(key, answers.len()))?,
     })
@@ -263,7 +275,10 @@ mod tests {
             "field `question` is null, expected a string"
         );
         let row = json!({"question": "q", "answerKey": "E", "choices": {"text": ["a"], "label": ["A"]}});
-        assert_eq!(error(Task::ArcChallenge, row), "the right answer `E` is none of the 1 choices");
+        assert_eq!(
+            error(Task::ArcChallenge, row),
+            "the right answer `E` is none of the 1 choices"
+        );
         let row = json!({"sentence": "no gap", "option1": "a", "option2": "b", "answer": "1"});
         assert!(error(Task::WinoGrande, row).contains("a gap"));
         // HellaSwag's test split has no labels.

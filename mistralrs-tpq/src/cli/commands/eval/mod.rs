@@ -2,7 +2,7 @@
 
 mod show;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{ensure, Context, Result};
@@ -15,7 +15,8 @@ use crate::cli::{emit, CliError};
 use crate::config::{CodecPlan, Control, Plan};
 use crate::engine::{ModelOptions, Node};
 use crate::eval::choice::{read, Task, TaskResult};
-use crate::eval::{EvalResult, Session, TextOptions};
+use crate::eval::{EvalResult, Journal, Session, TextOptions};
+use crate::manifest::Digest;
 
 /// Compare the configured exchange with the lossless one: perplexity, KL and agreement on texts, multiple choice, greedy text
 ///
@@ -73,6 +74,9 @@ pub struct EvalArgs {
     /// Questions start with the tokenizer's own beginning of text, as the harness has it for Gemma.
     #[arg(long)]
     special_tokens: bool,
+    /// Keep the rows of each finished text and task in this file, and take those that are already there: an interrupted run with the same arguments goes on where it was.
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
     /// Also write a page with the results and plots: one HTML file that needs nothing else.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -137,18 +141,40 @@ fn evaluate(args: &EvalArgs, node: Option<&Arc<Node>>) -> Result<Rows> {
         dump_logits: args.dump_logits.clone(),
         greedy: args.greedy as usize,
     };
+    let mut journal = match &args.resume {
+        Some(path) => Journal::open(path)?,
+        None => Journal::default(),
+    };
     let mut texts = Vec::new();
     for path in &args.text {
         let mut progress = Progress::new("windows");
-        texts.extend(session.text(path, &options, |done, total| progress.set(done, total))?);
+        let key = session.key(&args.key(path, &format!("text {options:?}"))?);
+        let set = |done, total| progress.set(done, total);
+        texts.extend(journal.rows(&key, || session.text(path, &options, set))?);
     }
     let mut tasks = Vec::new();
     for ((task, path), items) in args.task.iter().zip(&items) {
         let mut progress = Progress::new(task.name());
+        let key = session.key(&args.key(path, &format!("{} {limit} {}", task.name(), args.special_tokens))?);
         let set = |done, total| progress.set(done, total);
-        tasks.extend(session.task(*task, path, items, args.special_tokens, set)?);
+        tasks.extend(journal.rows(&key, || session.task(*task, path, items, args.special_tokens, set))?);
     }
     Ok((texts, tasks))
+}
+
+impl EvalArgs {
+    /// What the rows of `path` follow from, besides what the ranks compare.
+    fn key(&self, path: &Path, what: &str) -> Result<String> {
+        let content = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let config = self.group.config.as_deref().unwrap_or(Path::new(""));
+        let model = &self.model;
+        Ok(format!(
+            "{what} {} {} {model:?} {}",
+            path.display(),
+            Digest::of(&content),
+            config.display()
+        ))
+    }
 }
 
 fn json_line(row: &impl serde::Serialize) -> Result<(), CliError> {
@@ -176,10 +202,7 @@ fn alternatives(args: &EvalArgs, plan: &Plan) -> Result<Vec<(String, CodecPlan)>
             .context("--controls needs a manifest: name a configuration of kind paper or rd with --config")?;
         alternatives.extend(Control::ALL.map(|control| {
             let manifest = manifest.to_owned();
-            (
-                control.label(),
-                CodecPlan::Control { manifest, control },
-            )
+            (control.label(), CodecPlan::Control { manifest, control })
         }));
     }
     Ok(alternatives)
@@ -190,7 +213,9 @@ fn check(rows: Rows) -> Result<Rows> {
     let (texts, tasks) = &rows;
     let identical = texts.iter().map(|row| row.ranks_bit_identical);
     ensure!(
-        identical.chain(tasks.iter().map(|row| row.ranks_bit_identical)).all(|identical| identical),
+        identical
+            .chain(tasks.iter().map(|row| row.ranks_bit_identical))
+            .all(|identical| identical),
         "the ranks computed different logits: this is a defect, please report it"
     );
     let outside: u64 = texts.iter().map(|row| row.out_of_bound).sum();

@@ -1,7 +1,7 @@
 //! Results as tables.
 
-use crate::eval::choice::TaskResult;
 use crate::config::Control;
+use crate::eval::choice::TaskResult;
 use crate::eval::{paired_difference, EvalResult};
 use crate::report::{Align, Table};
 
@@ -70,7 +70,9 @@ pub(super) fn matrix(results: &[EvalResult]) -> String {
     let mut table = Table::new([("configuration".to_owned(), Align::Left)].into_iter().chain(columns));
     for config in configs {
         let kl = |text: &&str| {
-            let cell = results.iter().find(|result| result.config == config && result.text == **text);
+            let cell = results
+                .iter()
+                .find(|result| result.config == config && result.text == **text);
             cell.map_or(String::new(), |cell| format!("{:.5}", cell.kl))
         };
         table.row([config.to_owned()].into_iter().chain(texts.iter().map(kl)));
@@ -84,9 +86,13 @@ pub(super) fn controls(results: &[EvalResult]) -> String {
     let left = ["control", "text"].map(|heading| (heading, Align::Left));
     let mut table = Table::new(left.into_iter().chain(right));
     for of_text in results.chunk_by(|a, b| a.text == b.text) {
-        let Some(paper) = of_text.first().filter(|first| first.codec == "paper") else { continue };
+        let Some(paper) = of_text.first().filter(|first| first.codec == "paper") else {
+            continue;
+        };
         for control in Control::ALL {
-            let Some(row) = of_text.iter().find(|row| row.config == control.label()) else { continue };
+            let Some(row) = of_text.iter().find(|row| row.config == control.label()) else {
+                continue;
+            };
             let (mean, error) = paired_difference(&paper.kl_by_window, &row.kl_by_window);
             table.row([
                 control.name().to_owned(),
@@ -114,7 +120,16 @@ fn distinct<'a>(results: &'a [EvalResult], key: impl Fn(&'a EvalResult) -> &'a s
 /// Percentages, as the papers print them.
 pub(super) fn tasks(results: &[TaskResult]) -> String {
     let left = ["task", "configuration"].map(|heading| (heading, Align::Left));
-    let right = ["items", "bits/value", "acc (%)", "lossless", "acc_norm (%)", "lossless", "retained (%)", "agreement (%)"];
+    let right = [
+        "items",
+        "bits/value",
+        "acc (%)",
+        "lossless",
+        "acc_norm (%)",
+        "lossless",
+        "retained (%)",
+        "agreement (%)",
+    ];
     let mut table = Table::new(left.into_iter().chain(right.map(|heading| (heading, Align::Right))));
     for result in results {
         let percent = |value: f64, error: f64| format!("{:.2} \u{b1} {:.2}", 100.0 * value, 100.0 * error);
@@ -124,7 +139,7 @@ pub(super) fn tasks(results: &[TaskResult]) -> String {
         };
         let (quantized, lossless) = (&result.quantized, &result.lossless);
         table.row([
-            result.task.to_owned(),
+            result.task.clone(),
             result.config.clone(),
             result.items.to_string(),
             format!("{:.4}", result.bits_per_value),
@@ -132,7 +147,10 @@ pub(super) fn tasks(results: &[TaskResult]) -> String {
             percent(lossless.acc, lossless.acc_stderr),
             normed(quantized.acc_norm, quantized.acc_norm_stderr),
             normed(lossless.acc_norm, lossless.acc_norm_stderr),
-            result.paired.acc_retained.map_or("-".to_owned(), |retained| format!("{retained:.2}")),
+            result
+                .paired
+                .acc_retained
+                .map_or("-".to_owned(), |retained| format!("{retained:.2}")),
             format!("{:.2}", 100.0 * result.paired.agreement),
         ]);
     }

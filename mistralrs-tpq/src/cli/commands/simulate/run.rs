@@ -200,7 +200,17 @@ fn error_table(rows: &[Simulated]) -> Table {
 fn distribution_table(distributions: &[Distribution]) -> Table {
     let mut table = table(
         &["errors of paper"],
-        &["clipped", "coarse", "energy/predicted", "holds", "energy/predicted", "kurtosis", "predicted", "KS", "correlation"],
+        &[
+            "clipped",
+            "coarse",
+            "energy/predicted",
+            "holds",
+            "energy/predicted",
+            "kurtosis",
+            "predicted",
+            "KS",
+            "correlation",
+        ],
     );
     for one in distributions.iter().filter(|one| one.layer.is_empty()) {
         table.row([
@@ -222,12 +232,19 @@ fn distribution_table(distributions: &[Distribution]) -> Table {
 /// The fastest algorithm of each codec, and the lossless one beside it.
 fn time_table(times: &[Predicted]) -> Table {
     let mut table = table(&["codec", "fastest"], &["tokens", "ranks", "time (us)", "sent (bytes)"]);
-    let mut cells: Vec<(usize, usize, &str)> = times.iter().map(|row| (row.tokens, row.ranks, row.codec.as_str())).collect();
+    let mut cells: Vec<(usize, usize, &str)> = times
+        .iter()
+        .map(|row| (row.tokens, row.ranks, row.codec.as_str()))
+        .collect();
     cells.sort_unstable();
     cells.dedup();
     for (tokens, ranks, codec) in cells {
-        let of_cell = times.iter().filter(|row| (row.tokens, row.ranks) == (tokens, ranks) && row.codec == codec);
-        let Some(best) = of_cell.min_by(|a, b| a.microseconds.total_cmp(&b.microseconds)) else { continue };
+        let of_cell = times
+            .iter()
+            .filter(|row| (row.tokens, row.ranks) == (tokens, ranks) && row.codec == codec);
+        let Some(best) = of_cell.min_by(|a, b| a.microseconds.total_cmp(&b.microseconds)) else {
+            continue;
+        };
         table.row([
             best.codec.clone(),
             best.algorithm.to_owned(),

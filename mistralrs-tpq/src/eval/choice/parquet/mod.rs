@@ -110,7 +110,8 @@ impl Leaf {
             };
             match element.number(5) {
                 Some(children) => {
-                    let children = usize::try_from(children).map_err(|_| Broken("a group of the schema has a negative size"))?;
+                    let children =
+                        usize::try_from(children).map_err(|_| Broken("a group of the schema has a negative size"))?;
                     open.push((children, place));
                 }
                 None => leaves.push(place.leaf(element)?),
@@ -133,7 +134,9 @@ impl Leaf {
             let (size, packed) = (header.size(2)?, header.size(3)?);
             at += len;
             let end = at.checked_add(packed);
-            let bytes = end.and_then(|end| file.get(at..end)).ok_or(Broken("a page is cut off"))?;
+            let bytes = end
+                .and_then(|end| file.get(at..end))
+                .ok_or(Broken("a page is cut off"))?;
             at += packed;
             match header.number(1) {
                 Some(2) => {
@@ -205,10 +208,14 @@ impl Place {
                 place.entry = Some(place.defined);
                 // `list` of a list in three levels has a child; a repeated leaf is its own list.
                 if element.number(5).is_none() {
-                    place.names.extend(element.field(4).and_then(Thrift::text).map(str::to_owned));
+                    place
+                        .names
+                        .extend(element.field(4).and_then(Thrift::text).map(str::to_owned));
                 }
             }
-            (None, _) => place.names.extend(element.field(4).and_then(Thrift::text).map(str::to_owned)),
+            (None, _) => place
+                .names
+                .extend(element.field(4).and_then(Thrift::text).map(str::to_owned)),
             (Some(_), _) => {
                 place.repeated += u32::from(repetition == 2);
                 place.below += 1;
@@ -219,7 +226,10 @@ impl Place {
 
     fn leaf(self, element: &Thrift) -> Result<Leaf, Broken> {
         let number = element.number(1).ok_or(Broken("a column has no type"))?;
-        let length = element.number(2).and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+        let length = element
+            .number(2)
+            .and_then(|length| usize::try_from(length).ok())
+            .unwrap_or(0);
         let readable = self.repeated <= 1 && self.below <= 1 && !self.names.is_empty();
         Ok(Leaf {
             path: readable.then_some(self.names),
@@ -250,7 +260,9 @@ impl Page {
         size: usize,
         leaf: &Leaf,
     ) -> Result<Self, Broken> {
-        let inner = header.field(if second { 8 } else { 5 }).ok_or(Broken("a page has no header"))?;
+        let inner = header
+            .field(if second { 8 } else { 5 })
+            .ok_or(Broken("a page has no header"))?;
         let count = limited(inner.size(1)?)?;
         if count == 0 {
             return Err(Broken("a page has no values"));
@@ -264,7 +276,11 @@ impl Page {
                 let (repeated, rest) = bytes.split_at_checked(r).ok_or(CUT)?;
                 let (defined, rest) = rest.split_at_checked(d).ok_or(CUT)?;
                 let size = size.checked_sub(r).and_then(|size| size.checked_sub(d)).ok_or(CUT)?;
-                let codec = if inner.field(7) == Some(&Thrift::Bool(false)) { Some(0) } else { codec };
+                let codec = if inner.field(7) == Some(&Thrift::Bool(false)) {
+                    Some(0)
+                } else {
+                    codec
+                };
                 (repeated.to_vec(), defined.to_vec(), unpacked(codec, rest, size)?)
             }
             false => {

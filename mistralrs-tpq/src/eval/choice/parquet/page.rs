@@ -80,7 +80,10 @@ pub(super) fn hybrid(bytes: &[u8], width: u32, count: usize) -> Result<Vec<u32>,
         if head & 1 == 0 {
             let value_len = width.div_ceil(8) as usize;
             let (value, after) = after.split_at_checked(value_len).ok_or(CUT)?;
-            let value = value.iter().rev().fold(0u32, |value, byte| value << 8 | u32::from(*byte));
+            let value = value
+                .iter()
+                .rev()
+                .fold(0u32, |value, byte| value << 8 | u32::from(*byte));
             let run = usize::try_from(head >> 1).unwrap_or(usize::MAX).min(left);
             if run == 0 {
                 return Err(Broken("a run of no values"));

@@ -158,7 +158,9 @@ mod tests {
     #[test]
     fn a_struct_reads_as_the_specification_writes_it() {
         // 1: i32 -1, 3: binary "ab", 4: true, 5: list of i32 1, 2, 6: struct {1: i64 300}
-        let bytes = [0x15, 0x01, 0x28, 2, b'a', b'b', 0x11, 0x19, 0x25, 2, 4, 0x1C, 0x16, 0xD8, 0x04, 0, 0, 99];
+        let bytes = [
+            0x15, 0x01, 0x28, 2, b'a', b'b', 0x11, 0x19, 0x25, 2, 4, 0x1C, 0x16, 0xD8, 0x04, 0, 0, 99,
+        ];
         let (value, len) = Thrift::read(&bytes).unwrap();
         assert_eq!((len, value.number(1)), (17, Some(-1)));
         assert_eq!(value.field(3).and_then(Thrift::text), Some("ab"));
