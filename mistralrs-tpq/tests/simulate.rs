@@ -136,11 +136,11 @@ fn errors_of_bell_shaped_sums_have_the_moments_of_irwin_and_hall_for_2_to_128_ra
         // Only clipping keeps values out: the more ranks, the likelier one of them clips.
         assert!(one.holds + one.clipped > 0.999 && one.holds > 0.2, "{one:?}");
         assert!((one.energy_ratio_held - 1.0).abs() < 0.05, "{one:?}");
-        assert!((one.variance - 1.0).abs() < 0.05 && one.mean.abs() < 0.02, "{one:?}");
+        assert!((one.variance - 1.0).abs() < 0.05 && one.mean.abs() < 0.03, "{one:?}");
         // Kurtosis, which is never near zero as the excess is.
         let (measured, predicted) = (3.0 + one.excess_kurtosis, 3.0 + one.predicted_excess_kurtosis);
         assert!((measured / predicted - 1.0).abs() < 0.05, "{one:?}");
-        assert!(one.distance < 0.02 && one.correlation.abs() < 0.02, "{one:?}");
+        assert!(one.distance < 0.03 && one.correlation.abs() < 0.02, "{one:?}");
         // Nearly equal steps: -6 / 5N.
         assert!(
             (one.predicted_excess_kurtosis + 1.2 / ranks as f64).abs() < 0.2 / ranks as f64,

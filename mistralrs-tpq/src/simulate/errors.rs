@@ -15,7 +15,7 @@ use crate::codec::{Codec, Dtype, Values};
 /// step, and whose rounding errors still have the variance step^2 / 12 within 2% (Widrow 1996, appendix G). Of spiky values a deviation would say nothing.
 const MOST_ZEROS: f64 = 0.683;
 /// Standardized errors of one layer that are kept for quantiles and distances.
-const KEPT: usize = 8192;
+const KEPT: usize = 1 << 15;
 /// Points of the QQ plot.
 const QUANTILES: usize = 49;
 
