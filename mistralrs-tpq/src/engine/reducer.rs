@@ -71,13 +71,16 @@ impl SiteReducer {
         let node = &self.node;
         let policy = &node.plan.exchange;
         let small = (tokens as u64) < policy.min_tokens || (policy.prefill_only && decode);
-        let choice = match node.observing() || small {
+        let choice = match node.observing() || small || node.spared(&self.site.name) {
             true => Node::LOSSLESS,
             false => node.selected(),
         };
         let codec = self.codec(choice, features)?;
         if node.observing() {
             node.observe(&self.site.name, features, &to_f32(input))?;
+        }
+        if node.recording() {
+            node.record(&self.site.name, features, &to_f32(input));
         }
         if node.verifying() {
             node.count_error(choice, &self.site.name, own_error(codec.as_ref(), node.rank(), input));

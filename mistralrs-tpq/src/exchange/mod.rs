@@ -19,6 +19,7 @@ mod doubling;
 mod error;
 mod frames;
 mod in_order;
+mod in_process;
 mod lossless;
 mod one_shot;
 mod policy;
@@ -35,6 +36,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use error::{ExchangeError, HeaderField};
+pub use in_process::sum_in_process;
 pub use policy::{predict_bytes_sent, Algorithm, Chosen, LinkTable, Shape};
 pub use sum_codec::GatherBits;
 
