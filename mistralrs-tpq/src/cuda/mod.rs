@@ -9,5 +9,5 @@ pub mod args;
 mod grid;
 mod layout;
 
-pub use grid::{encode_units, Launch, THREADS};
+pub use grid::{encode_units, DeviceCodec, Kernel, Launch, THREADS};
 pub use layout::PaperLayout;
