@@ -41,6 +41,8 @@ mod reducer;
 #[cfg(feature = "cuda")]
 mod staged;
 #[cfg(feature = "cuda")]
+mod stages;
+#[cfg(feature = "cuda")]
 mod tables;
 #[cfg(feature = "cuda")]
 mod tensor;

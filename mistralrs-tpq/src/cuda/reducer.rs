@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::facts::{agree, candidates, tell_all, Facts, GpuLink};
-use super::group::{DeviceGroup, Operands};
+use super::group::{Base, DeviceGroup, Operands};
 use super::link::Link;
 use super::peer::Peer;
 use super::staged::Staged;
@@ -51,8 +51,28 @@ impl DeviceReducer {
     /// # Errors
     /// A lost rank, a configured link that some rank cannot use, and what the driver or NCCL reports.
     pub fn join(device: Device, transport: &dyn Transport, config: ReducerConfig) -> Result<Self, CudaError> {
+        let place = (transport.rank(), transport.world_size());
+        let way = match config.link {
+            // Nothing to agree on: ranks without a GPU, which tell nothing, exchange the same frames.
+            GpuLink::Tcp => Way::Tcp,
+            GpuLink::Host => Way::Host,
+            _ => Self::agree(&device, transport, config)?,
+        };
+        Ok(Self {
+            device,
+            ranks: place.1,
+            config,
+            way,
+            host: None,
+            tables: HashMap::new(),
+        })
+    }
+
+    fn agree(device: &Device, transport: &dyn Transport, config: ReducerConfig) -> Result<Way, CudaError> {
         let deadline = config.exchange.timeout;
         let place = (transport.rank(), transport.world_size());
+        // What can fail on this rank alone comes first: nobody waits for it yet.
+        let base = Base::new(device.clone(), place, config.exchange.gather_bits)?;
         let own = Facts {
             host: host_id(),
             nccl: has_nccl(),
@@ -63,22 +83,13 @@ impl DeviceReducer {
             .enumerate()
             .map(|(rank, message)| Facts::parse(message).ok_or(CudaError::Facts { rank }));
         let links = candidates(config.link, &facts.collect::<Result<Vec<_>, _>>()?);
-        let way = agree(transport, &links, deadline, |link| match link {
-            GpuLink::Peer | GpuLink::Nccl => {
-                let open = |device: &Device, status| open(link, device, transport, status, config);
-                let group = DeviceGroup::new(device.clone(), place, config.exchange.gather_bits, open)?;
-                Ok(Way::Group(Box::new(group)))
-            }
-            GpuLink::Host => Ok(Way::Host),
-            _ => Ok(Way::Tcp),
+        let link = agree(transport, &links, deadline, |link| match link {
+            GpuLink::Peer | GpuLink::Nccl => open(link, device, transport, base.status(), config).map(Some),
+            _ => Ok(None),
         })?;
-        Ok(Self {
-            device,
-            ranks: place.1,
-            config,
-            way,
-            host: None,
-            tables: HashMap::new(),
+        Ok(match link {
+            Some(link) => Way::Group(Box::new(base.with(link))),
+            None => Way::Tcp,
         })
     }
 

@@ -51,7 +51,12 @@ impl SiteReducer {
         let mut slot = lock(&group.device.0);
         let opened = match &mut *slot {
             Some(opened) => opened,
-            empty => empty.insert(Opened::new(&group, storage, node.plan.exchange.gpu_link)?),
+            empty => {
+                let opened = Opened::new(&group, storage, node.plan.exchange.gpu_link);
+                // The others wait for this rank's GPU.
+                let told = |error: &anyhow::Error| group.transport.abort(node.rank(), &format!("{error:#}"));
+                empty.insert(opened.inspect_err(told)?)
+            }
         };
         let outcome = opened.sum(&group, self.site(), (choice, codec.as_ref()), (storage, layout));
         let (output, stats) = outcome.map_err(|error| {
