@@ -69,7 +69,7 @@ impl Gpu {
             let reducer = &mut self.reducer;
             let stats = reducer.all_reduce_tensor(&communicator, &site, codec, &values, &mut output)?;
             let end = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
-            self.reducer.check()?;
+            self.reducer.check(&**transport)?;
             self.device.finish(DEADLINE, &mut || Ok(()), &mut || {})?;
             bytes_sent = stats.bytes_sent;
             Ok(f64::from(start.elapsed_ms(&end)?) / 1e3)

@@ -18,6 +18,7 @@ use super::tables::SiteTables;
 use super::{CudaError, Device};
 use crate::codec::{Dtype, EncodeStats};
 use crate::exchange::{Chosen, GatherBits};
+use crate::transport::Transport;
 
 /// A tensor on the device: `[tokens, features]`, contiguous.
 #[derive(Debug, Clone, Copy)]
@@ -172,8 +173,8 @@ impl DeviceGroup {
     ///
     /// # Errors
     /// A rank that did not come, sent something else or NaN, and what the driver or NCCL reports. Only
-    /// [`CudaError::NonFinite`] leaves the group usable.
-    pub fn check(&mut self, deadline: Duration) -> Result<EncodeStats, CudaError> {
+    /// [`CudaError::NonFinite`] leaves the group usable. A rank that `transport` knows to be lost ends the wait.
+    pub fn check(&mut self, transport: &dyn Transport, deadline: Duration) -> Result<EncodeStats, CudaError> {
         self.base.device.bind()?;
         // SAFETY: both have room for a status, and the host reads it after the wait below only.
         unsafe {
@@ -182,7 +183,11 @@ impl DeviceGroup {
                 .fetch(&self.base.device, self.base.status.address(), 0, size_of::<Status>())
         }?;
         let link = RefCell::new(&mut self.link);
-        let (mut between, mut abort) = (|| link.borrow_mut().check(), || link.borrow_mut().abort());
+        let mut between = || {
+            link.borrow_mut().check()?;
+            transport.failure().map_or(Ok(()), |failure| Err(failure.into()))
+        };
+        let mut abort = || link.borrow_mut().abort();
         let unchecked = std::mem::take(&mut self.unchecked);
         for end in &self.ends[..unchecked] {
             Device::wait_for(end, deadline, &mut between, &mut abort)?;

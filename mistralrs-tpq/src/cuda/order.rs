@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn a_pass_with_more_sites_than_the_first_ends_where_the_first_did() {
         let mut end = PassEnd::default();
-        [7, 9].map(|site| end.is_here(site));
+        assert_eq!([7, 9].map(|site| end.is_here(site)), [true; 2]);
         assert_eq!(
             [7, 9, 100, 101, 7, 9].map(|site| end.is_here(site)),
             [false, true, false, false, false, true]

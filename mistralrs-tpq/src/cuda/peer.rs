@@ -9,11 +9,13 @@
 
 #![allow(unsafe_code)]
 
+use std::mem::offset_of;
+use std::sync::Arc;
 use std::time::Duration;
 
-use cudarc::driver::sys;
+use cudarc::driver::{result, sys, CudaStream};
 
-use super::args::{Barrier, HEADER_LEN};
+use super::args::{Barrier, Status, HEADER_LEN};
 use super::device::driver;
 use super::facts::{tell_all, MESSAGE_LEN};
 use super::link::{Link, Payloads};
@@ -38,6 +40,8 @@ pub(super) struct Peer {
     reached: Buffer,
     status: u64,
     patience: Duration,
+    /// Beside the stream of exchanges, which may wait for a rank that is lost.
+    side: Arc<CudaStream>,
 }
 
 impl Peer {
@@ -71,7 +75,9 @@ impl Peer {
             opened: Vec::new(),
             reached: Buffer::zeroed(device, 8 * MAX_RANKS)?,
             status,
-            patience,
+            // So that the kernel, which knows who is missing, gives up before the host does.
+            patience: patience / 4 * 3,
+            side: device.context().new_stream().map_err(driver("make a stream"))?,
             _own: memory,
         };
         for (from, message) in messages.iter().enumerate() {
@@ -156,8 +162,17 @@ impl Link for Peer {
         Ok(())
     }
 
-    /// Its kernels end by themselves, when their patience is over.
-    fn abort(&mut self) {}
+    /// Makes a barrier that waits end now, and later ones tell nobody anything.
+    fn abort(&mut self) {
+        let absent = self.status + offset_of!(Status, absent_ranks) as u64;
+        let (stream, inbox) = (self.side.cu_stream(), self.bases[self.rank]);
+        // SAFETY: a field of the status and this rank's inbox, which kernels read at system scope. What cannot be written
+        // ends when its patience is over.
+        unsafe {
+            let _ = result::memset_d8_async(absent, 0xff, 8, stream);
+            let _ = result::memset_d8_async(inbox, 0xff, 8 * MAX_RANKS, stream);
+        }
+    }
 }
 
 impl Drop for Peer {

@@ -139,7 +139,7 @@ impl DeviceReducer {
                     if self.config.exchange.nonfinite == NonFinite::Fail {
                         return Ok(stats);
                     }
-                    group_or_lossless(group, site, (tables, chosen), operands, stats, self.config)
+                    group_or_lossless(group, communicator, site, (tables, chosen), operands, stats)
                 }
                 (Way::Tcp, Some(tables)) if chosen == Chosen::OneShot => {
                     let staged = made(&mut self.host, device, communicator, timeout)?;
@@ -159,9 +159,9 @@ impl DeviceReducer {
     ///
     /// # Errors
     /// As [`DeviceGroup::check`].
-    pub fn check(&mut self) -> Result<EncodeStats, CudaError> {
+    pub fn check(&mut self, transport: &dyn Transport) -> Result<EncodeStats, CudaError> {
         match &mut self.way {
-            Way::Group(group) => group.check(self.config.exchange.timeout),
+            Way::Group(group) => group.check(transport, self.config.exchange.timeout),
             Way::Tcp | Way::Host => Ok(EncodeStats::default()),
         }
     }
@@ -185,19 +185,20 @@ impl DeviceReducer {
 /// As [`DeviceGroup::all_reduce`].
 unsafe fn group_or_lossless(
     group: &mut DeviceGroup,
+    communicator: &Communicator,
     site: &Site,
     (tables, chosen): (&SiteTables, Chosen),
     operands: &Operands,
     stats: ExchangeStats,
-    config: ReducerConfig,
 ) -> Result<ExchangeStats, CudaError> {
+    let (transport, timeout) = (&**communicator.transport(), communicator.timeout());
     let raw = matches!(chosen, Chosen::LosslessOneShot | Chosen::LosslessTwoShot);
-    match group.check(config.exchange.timeout) {
+    match group.check(transport, timeout) {
         Err(CudaError::NonFinite { .. }) if raw => Ok(stats),
         Err(CudaError::NonFinite { .. }) => {
             // SAFETY: the caller's promise.
             unsafe { group.all_reduce(site.id, tables, Chosen::LosslessOneShot, operands) }?;
-            match group.check(config.exchange.timeout) {
+            match group.check(transport, timeout) {
                 Ok(_) | Err(CudaError::NonFinite { .. }) => Ok(ExchangeStats {
                     fell_back: true,
                     ..stats

@@ -97,7 +97,7 @@ impl Opened {
     ) -> Result<(CudaStorage, ExchangeStats), CudaError> {
         let (output, mut stats) = all_reduce_storage(&mut self.reducer, &group.communicator, site, codec, tensor)?;
         if self.end.is_here(site.id) {
-            let seen = self.reducer.check()?;
+            let seen = self.reducer.check(&*group.transport)?;
             stats.clipped += seen.clipped;
             stats.nonfinite += seen.nonfinite;
         }

@@ -3,7 +3,7 @@
 //! while they come in.
 
 use std::sync::PoisonError;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::frames::{peers, transfer, Outbox};
 use super::policy::{choose, choose_of, lossless, predict_bytes_sent, Chosen, Shape};
@@ -52,6 +52,11 @@ pub trait Delivery {
 }
 
 impl Communicator {
+    /// See [`ExchangeConfig::timeout`](super::ExchangeConfig::timeout).
+    pub fn timeout(&self) -> Duration {
+        self.config.timeout
+    }
+
     /// What this communicator would run for a message: alike on all ranks. `auto`: of these, or of all where none are given.
     pub fn chosen(&self, codec: &dyn Codec, tokens: usize, dtype: Dtype, auto: Option<&[Chosen]>) -> Chosen {
         let shape = self.shape(codec, tokens, dtype);

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
 
+use crate::setup;
 use crate::workspace::Workspace;
 use toolkit::Toolkit;
 
@@ -22,10 +23,14 @@ const FLAGS: [&str; 4] = ["-std=c++17", "-O3", "--fmad=false", "-Werror=all-warn
 /// # Errors
 /// A kernel that does not compile, spills, or would give other bits than the specification.
 pub fn run(workspace: &Workspace) -> Result<ExitCode> {
+    // The workspace's manifest names the engine's crates, though none is compiled here.
+    eprintln!("{}", setup::ensure(workspace)?);
     check(workspace)?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// As [`run`], where the engine is set up.
+///
 /// # Errors
 /// As [`run`].
 pub fn check(workspace: &Workspace) -> Result<()> {
