@@ -118,18 +118,27 @@ impl ExchangePlan {
             message_ns,
             kbyte_per_s,
         } = self.table;
-        format!(
+        let always = format!(
             "algorithm={}\nbatch_invariant={}\ngather_bits={}\nnonfinite={nonfinite}\nmin_tokens={}\nmin_bytes={}\nprefill_only={}\n\
-             table={latency_ns} {message_ns} {kbyte_per_s}\ngate={}\ngpu_link={}\n",
+             table={latency_ns} {message_ns} {kbyte_per_s}\n",
             self.algorithm.name(),
             self.batch_invariant,
             self.gather_bits.bits(),
             self.min_tokens,
             self.min_bytes,
             self.prefill_only,
-            self.gate.entries().map(gate_text).collect::<Vec<_>>().join(","),
-            self.gpu_link.name(),
-        )
+        );
+        // Only where they say something, so that older digests stay what they were.
+        let gate: String = self
+            .gate
+            .entries()
+            .map(|entry| format!("gate={}\n", gate_text(entry)))
+            .collect();
+        let link = match self.gpu_link {
+            GpuLink::Auto => String::new(),
+            link => format!("gpu_link={}\n", link.name()),
+        };
+        always + &gate + &link
     }
 }
 

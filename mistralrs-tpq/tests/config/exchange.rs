@@ -33,6 +33,7 @@ fn the_policy_digest_covers_what_ranks_must_agree_on_and_nothing_else() {
         "gather_bits: 4",
         "min_bytes: 1",
         "prefill_only: true",
+        "gpu_link: tcp",
         "batch_invariant: false",
     ] {
         all.push(digest(&format!("{NONE}exchange: {{{exchange}}}\n")));
