@@ -13,8 +13,12 @@ use crate::calibrate::RangeObserver;
 pub enum Command {
     /// Use this entry of the node's codec choices from the next exchange on.
     Select(usize),
+    /// Exchange all other layers without a codec; `None`: no longer.
+    Only(Option<String>),
     /// Feed partial sums to the observers (calibration).
     Observe(bool),
+    /// Keep partial sums from now on; `false`: write them to the file that this rank was started with.
+    Record(bool),
     /// A calibration sequence ended: fold its ranges into the moving averages.
     EndSequence,
     /// Compare each encoded partial sum with its dequantized copy, and add up the error.

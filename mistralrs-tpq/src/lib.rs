@@ -53,7 +53,7 @@
 //! ```
 //!
 //! Beside it: `cuda` is the same for partial sums on GPUs, `config` and `manifest` say what to do, `calibrate` makes manifests,
-//! `eval` measures quality, `bench` speed, `report` and `cli` show it, `serve` is the HTTP server; `checkpoint` writes models
+//! `eval` measures quality, `simulate` larger groups, `bench` speed, `report` and `cli` show it, `serve` is the HTTP server; `checkpoint` writes models
 //! with random weights to try all that on.
 
 pub mod command;
@@ -78,6 +78,7 @@ pub mod calibrate;
 pub mod checkpoint;
 pub mod eval;
 pub mod report;
+pub mod simulate;
 
 pub mod cli;
 #[cfg(feature = "engine")]

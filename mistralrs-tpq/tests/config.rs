@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mistralrs_tpq::config::{CodecPlan, Environment, Nonfinite, OutlierCount, Plan, Topology, TopologySource};
+use mistralrs_tpq::config::{
+    BudgetScope, CodecPlan, Environment, Nonfinite, OutlierCount, Plan, Topology, TopologySource,
+};
 use mistralrs_tpq::exchange::Algorithm;
 
 #[path = "config/exchange.rs"]
@@ -134,6 +136,16 @@ fn an_absolute_manifest_path_stays_absolute() {
 }
 
 #[test]
+fn outliers_may_be_dealt_out_over_the_model() {
+    let outliers = |text: &str| format!("version: 1\ncodec: {{kind: none}}\ncalibration: {{outliers: {text}}}\n");
+    let adaptive = parse(&outliers("adaptive")).calibration.outliers;
+    // The average over the layers.
+    assert!(matches!(adaptive, OutlierCount::Adaptive(_)));
+    assert_eq!(adaptive.resolve("l", 4096).ok(), Some(64));
+    assert!(error(&outliers("adaptiv")).contains("`calibration.outliers` is `adaptiv`, expected adaptive, or keys"));
+}
+
+#[test]
 fn outliers_are_floored_exactly() {
     let k = |outliers: &str, features| {
         let plan = parse(&format!(
@@ -249,18 +261,25 @@ fn rd_takes_a_budget_that_is_part_of_the_policy() {
             manifest: manifest(),
             bits: 4.1875,
             entropy: false,
+            scope: BudgetScope::Layer,
         }
     );
     assert_eq!(
-        rd(", bits: 3, entropy: true").codec,
+        rd(", bits: 3, entropy: true, budget_scope: model").codec,
         CodecPlan::Rd {
             manifest: manifest(),
             bits: 3.0,
             entropy: true,
+            scope: BudgetScope::Model,
         }
     );
     assert_ne!(rd("").policy_digest(), rd(", bits: 3").policy_digest());
     assert_ne!(rd("").policy_digest(), rd(", entropy: true").policy_digest());
+    assert_ne!(rd("").policy_digest(), rd(", budget_scope: model").policy_digest());
+    assert!(
+        error("version: 1\ncodec: {kind: rd, manifest: m.yaml, budget_scope: all}\n")
+            .contains("`codec.budget_scope` is `all`, expected one of layer, model")
+    );
     for bits in ["0.4", "17", "many"] {
         let message = error(&format!(
             "version: 1\ncodec: {{kind: rd, manifest: m.yaml, bits: {bits}}}\n"

@@ -16,6 +16,8 @@ mod calibration;
 mod capture;
 #[path = "engine/install.rs"]
 mod install;
+#[path = "engine/instruments.rs"]
+mod instruments;
 #[path = "engine/load.rs"]
 mod load;
 #[path = "engine/migrate.rs"]

@@ -2,7 +2,7 @@
 
 use mistralrs_tpq::calibrate::Curve;
 use mistralrs_tpq::codec::{Dtype, SHAPE_LEN};
-use mistralrs_tpq::manifest::{Digest, Expected, Header, Layer, Manifest, ManifestError};
+use mistralrs_tpq::manifest::{Digest, Expected, Header, Layer, Manifest, ManifestError, Priority};
 use proptest::prelude::*;
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,32 @@ fn curves() -> Vec<Curve> {
         step: std::array::from_fn(|class| f32::from(i) + class as f32),
     };
     (0..16).map(curve).collect()
+}
+
+#[test]
+fn a_layers_priority_round_trips_and_one_that_is_none_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let priority = |extra_bits| Priority {
+        sensitivity: 0.0625,
+        extra_bits,
+    };
+    let layers = vec![layer("a.b").with_priority(priority(-0.25)).unwrap(), layer("a.c")];
+    let with = Manifest::new(header(), layers).unwrap();
+    let path = with.write(folder.path()).unwrap();
+    let read = Manifest::load(&path).unwrap();
+    assert_eq!(
+        (read.layers()[0].priority(), read.layers()[1].priority()),
+        (Some(priority(-0.25)), None)
+    );
+    let without = Manifest::new(header(), vec![layer("a.b"), layer("a.c")]).unwrap();
+    assert_ne!(
+        with.digest(),
+        without.digest(),
+        "peers compare what their bits follow from"
+    );
+    for extra_bits in [1.5, f32::NAN] {
+        assert!(layer("a.b").with_priority(priority(extra_bits)).is_err());
+    }
 }
 
 #[test]

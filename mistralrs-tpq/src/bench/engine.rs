@@ -131,7 +131,7 @@ fn timed(
         node.command(&Command::ResetReport)?;
     }
     let start = Instant::now();
-    let usage = driver.generate(prompt, count)?;
+    let usage = driver.generate(prompt, count)?.usage;
     let mut taken = Taken {
         seconds: start.elapsed().as_secs_f64(),
         ..Taken::default()

@@ -45,8 +45,9 @@ impl Corpus {
         })
     }
 
-    /// Cuts the tokens of all texts into windows of `tokens` and draws `sequences` of them, without repetition, in the
-    /// order of the text.
+    /// Cuts the tokens of each text into windows of `tokens` and draws `sequences` of them, without repetition: as many from each text as from
+    /// the others, as far as it has them, so that a domain counts by its name and not by its size. They come in turn, each text's in its own order: a moving
+    /// average remembers the last sequences best, and those must not all be of one domain.
     ///
     /// # Errors
     /// A corpus too short, with the number of sequences it has.
@@ -57,22 +58,51 @@ impl Corpus {
         tokens: usize,
         seed: u64,
     ) -> Result<Vec<Vec<u32>>> {
-        let mut ids = Vec::new();
-        for text in &self.texts {
-            ids.extend(tokenize(text)?);
-        }
-        let windows: Vec<&[u32]> = ids.chunks_exact(tokens).collect();
+        let ids = self
+            .texts
+            .iter()
+            .map(|text| tokenize(text))
+            .collect::<Result<Vec<_>>>()?;
+        let windows: Vec<Vec<&[u32]>> = ids.iter().map(|ids| ids.chunks_exact(tokens).collect()).collect();
+        let counts: Vec<usize> = windows.iter().map(Vec::len).collect();
+        let have: usize = counts.iter().sum();
         ensure!(
-            windows.len() >= sequences,
-            "the corpus is too short: it has {} tokens, which make {} sequences of {tokens}, expected {sequences}. \
+            have >= sequences,
+            "the corpus is too short: it has {} tokens, which make {have} sequences of {tokens}, expected {sequences}. \
              Add text (--corpus), or ask for less (--sequences, --tokens)",
-            ids.len(),
-            windows.len(),
+            ids.iter().map(Vec::len).sum::<usize>(),
         );
-        let mut drawn = index::sample(&mut ChaCha8Rng::seed_from_u64(seed), windows.len(), sequences).into_vec();
-        drawn.sort_unstable();
-        Ok(drawn.into_iter().map(|i| windows[i].to_vec()).collect())
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut drawn = Vec::with_capacity(sequences);
+        for (text, (windows, share)) in windows.iter().zip(shares(&counts, sequences)).enumerate() {
+            let mut places = index::sample(&mut random, windows.len(), share).into_vec();
+            places.sort_unstable();
+            // Half-way points spread each text's evenly over the whole run. Whole numbers, as all sort alike.
+            let turn = |i: usize| (2 * i + 1) * sequences / (2 * share);
+            drawn.extend(
+                places
+                    .into_iter()
+                    .enumerate()
+                    .map(|(i, at)| (turn(i), text, windows[at])),
+            );
+        }
+        drawn.sort_by_key(|(turn, text, _)| (*turn, *text));
+        Ok(drawn.into_iter().map(|(_, _, window)| window.to_vec()).collect())
     }
+}
+
+/// `total` dealt out evenly to texts that can take `counts`, which can take all of it together.
+fn shares(counts: &[usize], total: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..counts.len()).collect();
+    order.sort_by_key(|text| counts[*text]);
+    let mut shares = vec![0; counts.len()];
+    let mut left = total;
+    // The shortest first: what it cannot take, the longer ones share.
+    for (served, &text) in order.iter().enumerate() {
+        shares[text] = counts[text].min(left / (counts.len() - served));
+        left -= shares[text];
+    }
+    shares
 }
 
 fn json_lines(path: &Path, text: &str) -> Result<String> {
@@ -116,6 +146,21 @@ mod tests {
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
         assert!(draw(1).iter().all(|sequence| sequence.len() == 7));
+    }
+
+    #[test]
+    fn domains_take_turns_and_the_short_one_gives_all_it_has() {
+        assert_eq!(shares(&[100, 3, 50], 63), [30, 3, 30]);
+        assert_eq!(shares(&[5, 5], 7), [3, 4]);
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [("a", "a".repeat(400)), ("b", "b".repeat(4000))].map(|(name, text)| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        });
+        let drawn = Corpus::read(&paths).unwrap().sequences(bytes, 8, 10, 0).unwrap();
+        let domains: String = drawn.iter().map(|window| char::from(window[0] as u8)).collect();
+        assert_eq!(domains, "abababab");
     }
 
     #[test]

@@ -6,17 +6,19 @@
 //! ```
 //! An observer is serializable, both to resume an interrupted run and to travel to rank 0.
 
+mod adaptive;
 mod allocate;
-#[cfg(feature = "engine")]
 mod corpus;
 mod curves;
 mod observe;
 #[cfg(feature = "engine")]
 mod run;
 mod select;
-
-pub use allocate::{allocate, entropy_tables, expected_error, rd_tables};
 #[cfg(feature = "engine")]
+mod sensitivity;
+
+pub use adaptive::{adaptive_outliers, extra_bits};
+pub use allocate::{allocate, entropy_tables, expected_error, rd_tables};
 pub use corpus::Corpus;
 pub use curves::{Curve, GainHistogram};
 pub use observe::{ObserveError, RangeObserver};

@@ -8,10 +8,11 @@ use anyhow::{ensure, Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Corpus, LayerStatistics, RangeObserver, Selection};
-use crate::config::CalibrationPlan;
+use super::sensitivity::prioritized;
+use super::{adaptive_outliers, Corpus, LayerStatistics, RangeObserver, Selection};
+use crate::config::{CalibrationPlan, OutlierCount};
 use crate::engine::{Command, Driver, LayerState, ModelOptions, Node};
-use crate::manifest::{Digest, Header, Layer, Manifest};
+use crate::manifest::{natural, Digest, Header, Layer, Manifest};
 
 /// Sequences between two saves of the state. Gathering it costs about one sequence's time.
 const SAVE_EVERY: usize = 32;
@@ -25,6 +26,8 @@ pub struct CalibrateOptions {
     pub selection: Selection,
     /// Continue from the state that an interrupted run left in `out`.
     pub resume: bool,
+    /// Sequences on which each layer's sensitivity is measured; 0: none.
+    pub sensitivity: usize,
 }
 
 /// What was written.
@@ -53,7 +56,7 @@ pub fn run(options: &CalibrateOptions, node: &Arc<Node>, mut progress: impl FnMu
     let corpus = Corpus::read(&options.corpus)?;
     let driver = Driver::load(&options.model, Some(node.clone()))?;
     let (sequences, tokens) = (plan.sequences as usize, plan.tokens as usize);
-    let windows = corpus.sequences(|text| driver.tokenize(text), sequences, tokens, plan.seed)?;
+    let windows = corpus.sequences(|text| driver.tokenize(text, false), sequences, tokens, plan.seed)?;
     std::fs::create_dir_all(&options.out).with_context(|| format!("cannot create --out {}", options.out.display()))?;
 
     let state_path = options.out.join(STATE_FILE);
@@ -81,7 +84,16 @@ pub fn run(options: &CalibrateOptions, node: &Arc<Node>, mut progress: impl FnMu
     }
     progress(windows.len(), windows.len());
 
-    let manifest = manifest(node, &plan, corpus.digest, options.selection, &node.gather_layers()?)?;
+    node.command(&Command::Observe(false))?;
+    let mut manifest = manifest(node, &plan, corpus.digest, options.selection, &node.gather_layers()?)?;
+    if options.sensitivity > 0 {
+        manifest = prioritized(
+            &driver,
+            node,
+            manifest,
+            &windows[..options.sensitivity.min(windows.len())],
+        )?;
+    }
     let path = manifest.write(&options.out)?;
     // Absent unless the run was long enough to save one.
     let _ = std::fs::remove_file(&state_path);
@@ -105,11 +117,22 @@ fn manifest(
         !first.is_empty(),
         "the model has no layer whose partial sums are exchanged"
     );
-    let mut layers: Vec<Layer> = Vec::with_capacity(first.len());
-    for name in first.keys() {
+    let gathered = |name: &String| {
         let observers: Vec<RangeObserver> = ranks.iter().filter_map(|layers| layers.get(name).cloned()).collect();
-        layers.push(LayerStatistics::gather(name, &observers)?.into_layer(plan.outliers, selection)?);
-    }
+        LayerStatistics::gather(name, &observers)
+    };
+    let statistics = first.keys().map(gathered).collect::<Result<Vec<_>, _>>()?;
+    let counts: Vec<OutlierCount> = match plan.outliers {
+        OutlierCount::Adaptive(fraction) => {
+            let counts = adaptive_outliers(&statistics, fraction);
+            counts.into_iter().map(OutlierCount::Count).collect()
+        }
+        same => vec![same; statistics.len()],
+    };
+    let layers = statistics.into_iter().zip(counts);
+    let mut layers: Vec<Layer> = layers
+        .map(|(statistics, count)| statistics.into_layer(count, selection))
+        .collect::<Result<_, _>>()?;
     layers.sort_by_key(|layer| natural(layer.name()));
     let header = Header {
         model: Digest(model),
@@ -121,18 +144,6 @@ fn manifest(
         ema: plan.ema,
     };
     Ok(Manifest::new(header, layers)?)
-}
-
-/// `layers.2` before `layers.10`: numbers compare as numbers.
-fn natural(name: &str) -> Vec<(String, u64)> {
-    name.split('.')
-        .map(|part| {
-            (
-                part.parse::<u64>().map_or(part.to_owned(), |_| String::new()),
-                part.parse().unwrap_or(0),
-            )
-        })
-        .collect()
 }
 
 fn key(node: &Node, plan: &CalibrationPlan, corpus: Digest) -> Result<String> {

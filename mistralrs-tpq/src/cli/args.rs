@@ -35,6 +35,7 @@ pub enum Command {
     Inspect(InspectArgs),
     Launch(LaunchArgs),
     MakeModel(Box<super::commands::make_model::MakeModelArgs>),
+    Simulate(super::commands::simulate::SimulateArgs),
     /// What `launch` runs for each rank.
     #[command(name = "__rank", hide = true)]
     Rank(RankArgs),

@@ -6,7 +6,6 @@
 pub mod args;
 pub mod commands;
 mod error;
-#[cfg(feature = "engine")]
 mod progress;
 
 pub use error::CliError;
@@ -40,6 +39,7 @@ fn dispatch(command: Command, global: &Global) -> Result<u8, CliError> {
         Command::Inspect(args) => commands::inspect::run(&args, global).map(|()| 0),
         Command::Launch(args) => commands::launch::run(&args, global),
         Command::MakeModel(args) => commands::make_model::run(&args, global).map(|()| 0),
+        Command::Simulate(args) => commands::simulate::run(&args, global),
         Command::Rank(args) => Err(commands::launch::become_rank(&args)),
         Command::Guard => Ok(commands::launch::guard_ranks()),
     }

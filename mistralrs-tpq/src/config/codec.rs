@@ -6,7 +6,7 @@ use super::plan;
 use super::raw::Section;
 use std::path::{Path, PathBuf};
 
-pub(super) const KEYS: [&str; 4] = ["kind", "manifest", "bits", "entropy"];
+pub(super) const KEYS: [&str; 5] = ["kind", "manifest", "bits", "entropy", "budget_scope"];
 
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -22,9 +22,21 @@ pub enum CodecPlan {
         manifest: PathBuf,
         bits: f64,
         entropy: bool,
+        scope: BudgetScope,
     },
     /// A negative control of `paper`; no file sets it.
     Control { manifest: PathBuf, control: Control },
+}
+
+/// What the budget of `rd` is an average of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum BudgetScope {
+    /// Each layer by itself.
+    #[default]
+    Layer,
+    /// The model: layers whose noise moves the logits more get more, as the manifest says.
+    Model,
 }
 
 impl CodecPlan {
@@ -50,7 +62,10 @@ impl CodecPlan {
     /// has a digest of its own.
     pub(super) fn policy(&self) -> String {
         match self {
-            Self::Rd { bits, .. } => format!("{} {bits}", self.name()),
+            Self::Rd { bits, scope, .. } => match scope {
+                BudgetScope::Layer => format!("{} {bits}", self.name()),
+                BudgetScope::Model => format!("{} {bits} over the model", self.name()),
+            },
             Self::Control { control, .. } => format!("{} {}", self.name(), control.name()),
             other => other.name().to_owned(),
         }
@@ -78,6 +93,11 @@ impl Control {
             Self::Smallest => "smallest-range outliers",
         }
     }
+
+    /// As a configuration that is compared.
+    pub fn label(self) -> String {
+        format!("paper, {}", self.name())
+    }
 }
 
 pub(super) fn parse(section: &Section<'_>, origin: &Path) -> Result<CodecPlan, ConfigError> {
@@ -104,6 +124,8 @@ pub(super) fn parse(section: &Section<'_>, origin: &Path) -> Result<CodecPlan, C
     })?;
     let bits = bits(section)?;
     let entropy = section.boolean("entropy")?.unwrap_or(false);
+    let scopes = [("layer", BudgetScope::Layer), ("model", BudgetScope::Model)];
+    let scope = section.choice("budget_scope", &scopes)?.unwrap_or_default();
     match (kind, manifest) {
         (Kind::None, _) => Ok(CodecPlan::None),
         (Kind::Dynamic, _) => Ok(CodecPlan::Dynamic),
@@ -112,6 +134,7 @@ pub(super) fn parse(section: &Section<'_>, origin: &Path) -> Result<CodecPlan, C
             manifest,
             bits,
             entropy,
+            scope,
         }),
         (Kind::Paper | Kind::Rd, None) => Err(section.missing(
             "manifest",

@@ -26,7 +26,7 @@ mod secret;
 mod source;
 mod topology;
 
-pub use codec::{CodecPlan, Control};
+pub use codec::{BudgetScope, CodecPlan, Control};
 pub(crate) use error::nearest;
 pub use error::{At, ConfigError};
 pub use exchange::{read_table, table_text, ExchangePlan, Nonfinite};

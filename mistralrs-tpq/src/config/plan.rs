@@ -76,6 +76,8 @@ pub enum OutlierCount {
     /// k = floor(E * fraction).
     Fraction(Fraction),
     Count(usize),
+    /// In all layers together as many as that fraction of each: more where they lower the noise more.
+    Adaptive(Fraction),
 }
 
 /// `numerator / denominator`, in `[0, 1)`. Kept exact: floor(4096 * 0.0156) is 63 where 4096/64 is meant.
@@ -159,13 +161,13 @@ impl Plan {
 }
 
 impl OutlierCount {
-    /// k for a layer of `features` features.
+    /// k for a layer of `features` features; the average over the layers where that depends on them.
     ///
     /// # Errors
     /// A fixed k that leaves no feature to quantize.
     pub fn resolve(self, layer: &str, features: usize) -> Result<usize, ConfigError> {
         match self {
-            Self::Fraction(fraction) => Ok(fraction.floor_of(features)),
+            Self::Fraction(fraction) | Self::Adaptive(fraction) => Ok(fraction.floor_of(features)),
             Self::Count(k) if k < features || k == 0 => Ok(k),
             Self::Count(k) => Err(ConfigError::TooManyOutliers {
                 layer: layer.to_owned(),
@@ -341,6 +343,15 @@ fn calibration(section: &Section<'_>) -> Result<CalibrationPlan, ConfigError> {
 }
 
 fn outliers(calibration: &Section<'_>) -> Result<OutlierCount, ConfigError> {
+    let (numerator, denominator) = defaults::OUTLIER_FRACTION;
+    let default = Fraction { numerator, denominator };
+    match calibration.get("outliers") {
+        Some(Value::String(word)) if word == "adaptive" => return Ok(OutlierCount::Adaptive(default)),
+        Some(other @ Value::String(_)) => {
+            return Err(calibration.wrong("outliers", other, "adaptive, or keys: fraction, k"))
+        }
+        _ => {}
+    }
     let section = calibration.section("outliers", &["fraction", "k"])?;
     let k = section.integer("k", 0, defaults::MAX_FEATURES as u64 - 1)?;
     match (section.get("fraction"), k) {
@@ -356,9 +367,6 @@ fn outliers(calibration: &Section<'_>) -> Result<OutlierCount, ConfigError> {
                 "at least 0 and below 1, such as \"1/64\" or 0.015625",
             )
         }),
-        (None, None) => {
-            let (numerator, denominator) = defaults::OUTLIER_FRACTION;
-            Ok(OutlierCount::Fraction(Fraction { numerator, denominator }))
-        }
+        (None, None) => Ok(OutlierCount::Fraction(default)),
     }
 }

@@ -6,7 +6,8 @@ use anyhow::Result;
 
 use crate::calibrate::{control_outliers, entropy_tables, rd_tables};
 use crate::codec::{Codec, Dynamic, NoCodec, Paper, PaperTables, Rd, RdEntropy};
-use crate::config::CodecPlan;
+use crate::config::defaults::RD_BITS_LIMITS;
+use crate::config::{BudgetScope, CodecPlan};
 use crate::manifest::{Layer, Manifest, ManifestError};
 
 /// One way to exchange, selectable at run time on all ranks at one step boundary.
@@ -46,20 +47,38 @@ impl CodecChoice {
                 let layer = manifest.require(layer, features)?;
                 paper(layer, control_outliers(layer, *control)?)
             }
-            (CodecPlan::Rd { bits, entropy, .. }, Some(manifest)) => {
+            (
+                CodecPlan::Rd {
+                    bits, entropy, scope, ..
+                },
+                Some(manifest),
+            ) => {
                 let layer = manifest.require(layer, features)?;
+                let bits = budget(layer, *bits, *scope)?;
                 if layer.curves().is_empty() {
                     let layer = layer.name().to_owned();
                     return Err(ManifestError::NoCurves { layer }.into());
                 }
                 if !entropy {
-                    return Ok(Arc::new(Rd::new(rd_tables(layer.curves(), features, *bits)?)));
+                    return Ok(Arc::new(Rd::new(rd_tables(layer.curves(), features, bits)?)));
                 }
-                let tables = entropy_tables(layer.curves(), layer.shape(), features, *bits)?;
+                let tables = entropy_tables(layer.curves(), layer.shape(), features, bits)?;
                 Ok(Arc::new(RdEntropy::new(tables)))
             }
             _ => Ok(Arc::new(NoCodec::new(features))),
         }
+    }
+}
+
+/// Average bits a value of this layer.
+fn budget(layer: &Layer, bits: f64, scope: BudgetScope) -> Result<f64> {
+    match (scope, layer.priority()) {
+        (BudgetScope::Model, Some(priority)) => Ok((bits + f64::from(priority.extra_bits)).max(RD_BITS_LIMITS.0)),
+        (BudgetScope::Model, None) => {
+            let layer = layer.name().to_owned();
+            Err(ManifestError::NoPriority { layer }.into())
+        }
+        (_, _) => Ok(bits),
     }
 }
 

@@ -35,8 +35,8 @@ impl SiteReducer {
         on_cpu: impl FnOnce(&CpuStorage, &Layout) -> candle_core::Result<(CpuStorage, Shape)>,
     ) -> Result<CudaStorage> {
         let node = self.node();
-        if node.observing() {
-            // It looks at every value, on the processor.
+        if node.observing() || node.recording() {
+            // Both look at every value, on the processor.
             return through_cpu(storage, layout, on_cpu);
         }
         let group = node.group()?;

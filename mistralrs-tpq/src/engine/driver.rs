@@ -50,6 +50,13 @@ pub struct SequenceLogits {
     pub values: Vec<f32>,
 }
 
+/// What the model wrote.
+#[derive(Debug, Clone)]
+pub struct Generated {
+    pub text: String,
+    pub usage: Usage,
+}
+
 impl SequenceLogits {
     /// Logits after the token at `position`, over the vocabulary.
     pub fn row(&self, position: usize) -> &[f32] {
@@ -92,17 +99,17 @@ impl Driver {
         Ok(Self { engine, runtime, node })
     }
 
-    /// Token ids of `text`, without special tokens.
+    /// Token ids of `text`; `special` adds those that the tokenizer puts around a text, such as its beginning.
     ///
     /// # Errors
     /// A model without a tokenizer.
-    pub fn tokenize(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn tokenize(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let (response, mut answer) = tokio::sync::mpsc::channel(1);
         let request = Request::Tokenize(TokenizationRequest {
             text: Either::Right(text.to_owned()),
             tools: None,
             add_generation_prompt: false,
-            add_special_tokens: false,
+            add_special_tokens: special,
             enable_thinking: None,
             reasoning_effort: None,
             response,
@@ -141,13 +148,21 @@ impl Driver {
     ///
     /// # Errors
     /// A failed exchange, or a prompt that the model refuses.
-    pub fn generate(&self, tokens: &[u32], count: usize) -> Result<Usage> {
+    pub fn generate(&self, tokens: &[u32], count: usize) -> Result<Generated> {
         let sampling = SamplingParams {
             max_len: Some(count),
             ..SamplingParams::deterministic()
         };
         match self.ask(tokens, sampling, false)? {
-            Response::CompletionDone(done) => Ok(done.usage),
+            Response::CompletionDone(done) => Ok(Generated {
+                text: done
+                    .choices
+                    .into_iter()
+                    .next()
+                    .map(|choice| choice.text)
+                    .unwrap_or_default(),
+                usage: done.usage,
+            }),
             _ => bail!("the engine answered a completion request with something else"),
         }
     }

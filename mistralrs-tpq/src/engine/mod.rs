@@ -21,6 +21,7 @@ mod logits;
 mod node;
 mod observed;
 mod provider;
+mod record;
 mod reducer;
 mod state;
 mod step;
@@ -30,9 +31,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-pub use crate::command::{gathered_layers, gathered_reports, Command, LayerState, RankReport, Reply};
+pub use crate::command::{gathered_layers, gathered_reports, Command, LayerError, LayerState, RankReport, Reply};
 pub use choice::CodecChoice;
-pub use driver::{Driver, ModelOptions, SequenceLogits};
+pub use driver::{Driver, Generated, ModelOptions, SequenceLogits};
 pub use fingerprint::model_fingerprint;
 pub use node::Node;
 pub use state::State;

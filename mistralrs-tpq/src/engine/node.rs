@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
@@ -14,6 +14,7 @@ use super::choice::CodecChoice;
 use super::group::{Group, GroupSlot};
 use super::links::Place;
 use super::logits::LogitsLog;
+use super::record::Recorder;
 use super::step::{StepSpan, COMMAND};
 use crate::codec::{Codec, Dtype};
 use crate::command::{Command, LayerError, LayerState, RankReport, Reply};
@@ -31,6 +32,8 @@ pub struct Node {
     selected: AtomicUsize,
     observing: AtomicBool,
     verifying: AtomicBool,
+    /// The only layer that the selected codec is for, if there is one.
+    only: Mutex<Option<String>>,
     rejoins: bool,
     slot: GroupSlot,
     pub(super) step: StepSpan,
@@ -38,6 +41,8 @@ pub struct Node {
     /// By codec choice.
     reports: Mutex<BTreeMap<usize, RankReport>>,
     logits: LogitsLog,
+    /// Set on all ranks of a recording.
+    pub(super) recorder: OnceLock<Recorder>,
 }
 
 impl std::fmt::Debug for Node {
@@ -76,12 +81,14 @@ impl Node {
             selected: AtomicUsize::new(Self::CONFIGURED),
             observing: AtomicBool::new(false),
             verifying: AtomicBool::new(false),
+            only: Mutex::default(),
             rejoins,
             slot: GroupSlot::default(),
             step: StepSpan::default(),
             observers: Mutex::default(),
             reports: Mutex::default(),
             logits: LogitsLog::default(),
+            recorder: OnceLock::new(),
         })
     }
 
@@ -177,6 +184,11 @@ impl Node {
 
     pub(super) fn selected(&self) -> usize {
         self.selected.load(Ordering::Acquire)
+    }
+
+    /// Whether rank 0 wants this layer exchanged without a codec.
+    pub(super) fn spared(&self, layer: &str) -> bool {
+        lock(&self.only).as_ref().is_some_and(|only| only != layer)
     }
 
     pub(super) fn observing(&self) -> bool {
@@ -294,6 +306,8 @@ impl Node {
                 self.selected.store(*choice, Ordering::Release);
             }
             Command::Observe(on) => self.observing.store(*on, Ordering::Release),
+            Command::Record(on) => self.set_recording(*on)?,
+            Command::Only(layer) => lock(&self.only).clone_from(layer),
             Command::Verify(on) => self.verifying.store(*on, Ordering::Release),
             Command::EndSequence => {
                 for observer in lock(&self.observers).values_mut() {

@@ -81,7 +81,7 @@ impl SiteReducer {
     pub(super) fn choice(&self, tokens: usize, decode: bool) -> usize {
         let policy = &self.node.plan.exchange;
         let small = (tokens as u64) < policy.min_tokens || (policy.prefill_only && decode);
-        match self.node.observing() || small {
+        match self.node.observing() || small || self.node.spared(&self.site.name) {
             true => Node::LOSSLESS,
             false => self.node.selected(),
         }
@@ -116,6 +116,9 @@ impl SiteReducer {
         let codec = self.codec(choice, features)?;
         if node.observing() {
             node.observe(&self.site.name, features, &to_f32(input))?;
+        }
+        if node.recording() {
+            node.record(&self.site.name, features, &to_f32(input));
         }
         if node.verifying() {
             node.count_error(choice, &self.site.name, own_error(codec.as_ref(), node.rank(), input));

@@ -1,34 +1,35 @@
-//! Runs a text through the engine, per window once lossless and once with each codec, and compares.
+//! Runs texts through the engine, per window once lossless and once with each codec, and compares.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{ensure, Context, Result};
-use serde::Serialize;
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
-use super::{windows, Comparison};
+use super::greedy::{self, Greedy};
+use super::session::{read_text, windows_of, write_logits, Session};
+use super::Comparison;
 use crate::command::LayerError;
-use crate::engine::{gathered_reports, Command, Driver, ModelOptions, Node, RankReport, SequenceLogits};
+use crate::engine::{Node, RankReport};
 
 /// Points of [`EvalResult::kl_by_position`].
 const POSITION_PARTS: usize = 16;
 
 #[derive(Debug, Clone)]
-pub struct EvalOptions {
-    pub model: ModelOptions,
-    pub text: PathBuf,
+pub struct TextOptions {
     /// Tokens of a window.
     pub window: usize,
     /// Tokens in all, in windows spread evenly over the text.
     pub max_tokens: usize,
     /// Where to write the logits, as safetensors.
     pub dump_logits: Option<PathBuf>,
+    /// Continuations whose divergence is measured; 0: none.
+    pub greedy: usize,
 }
 
 /// One row: one configuration on one text.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EvalResult {
     pub config: String,
     pub codec: String,
@@ -43,6 +44,8 @@ pub struct EvalResult {
     pub kl: f64,
     /// From the spread over windows; null for a single one.
     pub kl_stderr: Option<f64>,
+    /// Of each window, to compare configurations window by window.
+    pub kl_by_window: Vec<f64>,
     /// In 16 equal parts of the window, the first tokens first.
     pub kl_by_position: Vec<f64>,
     pub top1_agreement: f64,
@@ -59,127 +62,97 @@ pub struct EvalResult {
     pub clipped: u64,
     /// All ranks computed the same logits, to the bit.
     pub ranks_bit_identical: bool,
+    /// How long greedy text stays the same; null without --greedy.
+    pub greedy: Option<Greedy>,
     pub seconds: f64,
 }
 
-/// Evaluates on rank 0. The other ranks follow and do not return.
-///
-/// # Errors
-/// A text too short for one window, and what loading and running report.
-pub fn run(
-    options: &EvalOptions,
-    node: Option<&Arc<Node>>,
-    mut progress: impl FnMut(u64, u64),
-) -> Result<Vec<EvalResult>> {
-    let started = Instant::now();
-    let text = std::fs::read_to_string(&options.text)
-        .with_context(|| format!("cannot read the text {}", options.text.display()))?;
-    let driver = Driver::load(&options.model, node.cloned())?;
-    let tokens = driver.tokenize(&text)?;
-    let windows: Vec<&[u32]> = windows(tokens.len(), options.window, options.max_tokens)
-        .into_iter()
-        .map(|range| &tokens[range])
-        .collect();
-    ensure!(
-        tokens.len() >= options.window.min(options.max_tokens) && !windows.is_empty(),
-        "the text {} has {} tokens, expected at least {}",
-        options.text.display(),
-        tokens.len(),
-        options.window
-    );
-    if let Some(node) = node {
-        node.command(&Command::ResetReport)?;
-        node.command(&Command::Verify(true))?;
-    }
-    let choices = compared(node);
-    let mut comparisons = vec![Comparison::default(); choices.len()];
-    let mut dump = BTreeMap::new();
-    for (i, window) in windows.iter().enumerate() {
-        let lossless = in_choice(&driver, node, Node::LOSSLESS, window)?;
-        for (comparison, &choice) in comparisons.iter_mut().zip(&choices) {
-            let quantized = match node {
-                Some(_) => in_choice(&driver, node, choice, window)?,
-                None => lossless.clone(),
-            };
-            comparison.add_window(window, lossless.vocab, &lossless.values, &quantized.values);
-            if options.dump_logits.is_some() && choice == Node::CONFIGURED {
-                dump.insert(format!("configured.{i:04}"), quantized);
+impl Session<'_> {
+    /// One row for each configuration that is compared.
+    ///
+    /// # Errors
+    /// A text too short for one window, and what running reports.
+    pub fn text(
+        &mut self,
+        path: &Path,
+        options: &TextOptions,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Vec<EvalResult>> {
+        let started = Instant::now();
+        let text = read_text(path)?;
+        let windows = windows_of(&self.driver, path, &text, options.window, options.max_tokens)?;
+        self.reset()?;
+        let choices = self.compared();
+        let mut comparisons = vec![Comparison::default(); choices.len()];
+        let mut dump = BTreeMap::new();
+        for (i, window) in windows.iter().enumerate() {
+            let lossless = self.logits(Node::LOSSLESS, window)?;
+            for (comparison, &choice) in comparisons.iter_mut().zip(&choices) {
+                let quantized = match self.ranks() {
+                    1 => lossless.clone(),
+                    _ => self.logits(choice, window)?,
+                };
+                comparison.add_window(window, lossless.vocab, &lossless.values, &quantized.values);
+                if options.dump_logits.is_some() && choice == Node::CONFIGURED {
+                    dump.insert(format!("configured.{i:04}"), quantized);
+                }
+            }
+            progress(i + 1, windows.len());
+            if options.dump_logits.is_some() {
+                dump.insert(format!("lossless.{i:04}"), lossless);
             }
         }
-        progress(i as u64 + 1, windows.len() as u64);
-        if options.dump_logits.is_some() {
-            dump.insert(format!("lossless.{i:04}"), lossless);
+        if let Some(path) = &options.dump_logits {
+            write_logits(path, &dump)?;
         }
-    }
-    if let Some(path) = &options.dump_logits {
-        write_logits(path, &dump)?;
-    }
-    let runs = windows.len() * (choices.len() + 1);
-    comparisons
-        .iter()
-        .zip(choices)
-        .map(|(comparison, choice)| {
-            let mut result = result_of(options, node, choice, comparison);
-            if let Some(node) = node {
-                fill_from_reports(&mut result, &reports(node, choice, runs)?)?;
-            }
+        let mut results = Vec::with_capacity(choices.len());
+        for (comparison, &choice) in comparisons.iter().zip(&choices) {
+            let mut result = self.result_of(path, choice, comparison);
+            fill_from_reports(&mut result, &self.reports(choice)?);
+            results.push(result);
+        }
+        let lengths = greedy::lengths(self, &windows, options.greedy, &choices)?;
+        // The other ranks have then seen every answer, and none counts with the next text.
+        self.reports(Node::CONFIGURED)?;
+        for (result, greedy) in results.iter_mut().zip(lengths) {
+            result.greedy = greedy;
             result.seconds = started.elapsed().as_secs_f64();
-            Ok(result)
-        })
-        .collect()
-}
+        }
+        Ok(results)
+    }
 
-/// The codec choices that are compared with the lossless one.
-fn compared(node: Option<&Arc<Node>>) -> Vec<usize> {
-    let all = 0..node.map_or(1, |node| node.choices().len());
-    all.filter(|choice| *choice != Node::LOSSLESS).collect()
-}
-
-/// What the logits say; the reports of the ranks fill in the rest.
-fn result_of(options: &EvalOptions, node: Option<&Arc<Node>>, choice: usize, comparison: &Comparison) -> EvalResult {
-    let config = match node {
-        None => "single process".to_owned(),
-        Some(node) if choice == Node::CONFIGURED => node.plan.origin.display().to_string(),
-        Some(node) => node.choices()[choice].label.clone(),
-    };
-    EvalResult {
-        config,
-        codec: node.map_or("none", |node| node.choice_name(choice)).to_owned(),
-        text: options.text.display().to_string(),
-        ranks: node.map_or(1, |node| node.world_size()),
-        tokens: comparison.positions,
-        bits_per_value: 0.0,
-        ppl: comparison.quantized.perplexity(),
-        ppl_lossless: comparison.lossless.perplexity(),
-        ppl_quantized: comparison.quantized.perplexity(),
-        kl: comparison.mean_kl(),
-        kl_stderr: Some(comparison.kl_stderr()).filter(|error| error.is_finite()),
-        kl_by_position: comparison.kl_by_position(POSITION_PARTS),
-        top1_agreement: comparison.top1_agreement(),
-        sqnr_db: 0.0,
-        sqnr_db_by_layer: BTreeMap::new(),
-        bytes_per_rank: 0,
-        bytes_per_rank_bf16: 0,
-        out_of_bound: 0,
-        clipped: 0,
-        ranks_bit_identical: true,
-        seconds: 0.0,
+    /// What the logits say; the reports of the ranks fill in the rest.
+    fn result_of(&self, path: &Path, choice: usize, comparison: &Comparison) -> EvalResult {
+        EvalResult {
+            config: self.config(choice),
+            codec: self.codec(choice).to_owned(),
+            text: path.display().to_string(),
+            ranks: self.ranks(),
+            tokens: comparison.positions,
+            bits_per_value: 0.0,
+            ppl: comparison.quantized.perplexity(),
+            ppl_lossless: comparison.lossless.perplexity(),
+            ppl_quantized: comparison.quantized.perplexity(),
+            kl: comparison.mean_kl(),
+            kl_stderr: Some(comparison.kl_stderr()).filter(|error| error.is_finite()),
+            kl_by_window: comparison.window_kl.clone(),
+            kl_by_position: comparison.kl_by_position(POSITION_PARTS),
+            top1_agreement: comparison.top1_agreement(),
+            sqnr_db: 0.0,
+            sqnr_db_by_layer: BTreeMap::new(),
+            bytes_per_rank: 0,
+            bytes_per_rank_bf16: 0,
+            out_of_bound: 0,
+            clipped: 0,
+            ranks_bit_identical: true,
+            greedy: None,
+            seconds: 0.0,
+        }
     }
 }
 
-fn in_choice(driver: &Driver, node: Option<&Arc<Node>>, choice: usize, window: &[u32]) -> Result<SequenceLogits> {
-    if let Some(node) = node {
-        node.command(&Command::Select(choice))?;
-    }
-    driver.logits(window)
-}
-
-fn reports(node: &Node, choice: usize, logits: usize) -> Result<Vec<RankReport>> {
-    gathered_reports(node.gather(&Command::GatherReport { choice, logits })?)
-}
-
-fn fill_from_reports(result: &mut EvalResult, reports: &[RankReport]) -> Result<()> {
-    let first = reports.first().context("no rank answered")?;
+fn fill_from_reports(result: &mut EvalResult, reports: &[RankReport]) {
+    let Some(first) = reports.first() else { return };
     result.bits_per_value = first.payload_bits as f64 / first.values as f64;
     let ranks = reports.len() as u64;
     result.bytes_per_rank = reports.iter().map(|report| report.bytes_sent).sum::<u64>() / ranks;
@@ -201,20 +174,4 @@ fn fill_from_reports(result: &mut EvalResult, reports: &[RankReport]) -> Result<
         .into_iter()
         .map(|(name, error)| (name.to_owned(), error.sqnr_db()));
     result.sqnr_db_by_layer = by_layer.collect();
-    Ok(())
-}
-
-/// `{choice}.{window}` of `[tokens, vocab]` f32, and `tokens.{window}`.
-fn write_logits(path: &std::path::Path, dump: &BTreeMap<String, SequenceLogits>) -> Result<()> {
-    use safetensors::tensor::{Dtype, TensorView};
-    let mut views = Vec::new();
-    for (name, logits) in dump {
-        let shape = vec![logits.tokens.len(), logits.vocab];
-        views.push((
-            name.clone(),
-            TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(&logits.values))?,
-        ));
-    }
-    let bytes = safetensors::serialize(views, None)?;
-    std::fs::write(path, bytes).with_context(|| format!("cannot write logits to {}", path.display()))
 }

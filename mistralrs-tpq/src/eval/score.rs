@@ -70,10 +70,7 @@ impl Comparison {
 
     /// Standard error of [`mean_kl`](Self::mean_kl), from the spread over windows. NaN for fewer than two.
     pub fn kl_stderr(&self) -> f64 {
-        let windows = self.window_kl.len() as f64;
-        let mean = self.window_kl.iter().sum::<f64>() / windows;
-        let squares: f64 = self.window_kl.iter().map(|kl| (kl - mean) * (kl - mean)).sum();
-        (squares / (windows - 1.0) / windows).sqrt()
+        paired_difference(&vec![0.0; self.window_kl.len()], &self.window_kl).1
     }
 
     /// Mean KL of `parts` equal parts of the window, the first tokens first; fewer for shorter windows.
@@ -94,7 +91,17 @@ impl Comparison {
     }
 }
 
-fn log_sum_exp(row: &[f32]) -> f64 {
+/// Mean of `b - a` window by window, and its standard error. Windows differ much more from each other than two codecs on one window, so this
+/// tells codecs apart where the errors of their means overlap. The error is NaN for fewer than two windows.
+pub fn paired_difference(a: &[f64], b: &[f64]) -> (f64, f64) {
+    let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| b - a).collect();
+    let n = differences.len() as f64;
+    let mean = differences.iter().sum::<f64>() / n;
+    let squares: f64 = differences.iter().map(|d| (d - mean) * (d - mean)).sum();
+    (mean, (squares / (n - 1.0) / n).sqrt())
+}
+
+pub(super) fn log_sum_exp(row: &[f32]) -> f64 {
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = row.iter().map(|&x| f64::from(x - max).exp()).sum();
     f64::from(max) + sum.ln()
@@ -113,7 +120,7 @@ fn divergence(p: &[f32], q: &[f32]) -> f64 {
 }
 
 /// First index of the largest value.
-fn argmax(row: &[f32]) -> usize {
+pub(super) fn argmax(row: &[f32]) -> usize {
     let mut best = 0;
     for (i, &x) in row.iter().enumerate() {
         if x > row[best] {
@@ -158,6 +165,13 @@ mod tests {
         assert!((halves[1] - 2.0 * comparison.mean_kl()).abs() < 1e-12);
         // Two windows, d and 0: mean d/2, standard error d/2.
         assert!((comparison.kl_stderr() - comparison.mean_kl()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn windows_that_all_differ_by_the_same_leave_no_error() {
+        let (mean, error) = paired_difference(&[0.1, 0.5, 0.9], &[0.2, 0.6, 1.0]);
+        assert!((mean - 0.1).abs() < 1e-12 && error < 1e-12);
+        assert_eq!(paired_difference(&[0.0, 0.0], &[0.0, 2.0]), (1.0, 1.0));
     }
 
     #[test]

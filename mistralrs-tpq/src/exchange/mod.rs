@@ -20,6 +20,7 @@ mod error;
 mod frames;
 mod gate;
 mod in_order;
+mod in_process;
 mod lossless;
 mod one_shot;
 mod policy;
@@ -38,6 +39,7 @@ use std::time::Duration;
 
 pub use error::{ExchangeError, HeaderField};
 pub use gate::{Gate, GateEntry};
+pub use in_process::sum_in_process;
 pub use policy::{predict_bytes_sent, Algorithm, Chosen, LinkTable, Shape};
 pub use staged::{Delivery, Staging};
 pub use sum_codec::GatherBits;

@@ -74,6 +74,11 @@ pub enum ManifestError {
     )]
     NoCurves { layer: String },
 
+    #[error(
+        "the manifest has no priority of layer {layer}, which `budget_scope: model` needs: calibrate with --sensitivity"
+    )]
+    NoPriority { layer: String },
+
     #[error("layer {layer}: outlier {got} follows {previous}, expected indices in ascending order")]
     OutliersUnsorted { layer: String, previous: u32, got: u32 },
 

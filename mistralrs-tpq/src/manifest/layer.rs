@@ -18,6 +18,16 @@ pub struct Layer {
     /// How magnitudes over their feature's rms are distributed: bins of a [`Shape`](crate::codec::Shape); empty with `curves`.
     shape: Vec<f32>,
     summary: Summary,
+    priority: Option<Priority>,
+}
+
+/// How much a layer's noise matters, where the calibration measured it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Priority {
+    /// KL of the logits, in nats a token, for each unit of noise in units of the layer's signal. For people.
+    pub sensitivity: f32,
+    /// Bits a value more than the average, with `budget_scope: model`.
+    pub extra_bits: f32,
 }
 
 /// For people; no codec reads it.
@@ -63,7 +73,32 @@ impl Layer {
             curves: Vec::new(),
             shape: Vec::new(),
             summary,
+            priority: None,
         })
+    }
+
+    /// # Errors
+    /// Bits that are not within one of the average, or a sensitivity that is negative or not finite.
+    pub fn with_priority(mut self, priority: Priority) -> Result<Self, ManifestError> {
+        let Priority {
+            sensitivity,
+            extra_bits,
+        } = priority;
+        let usable = sensitivity.is_finite() && sensitivity >= 0.0 && extra_bits.abs() <= 1.0;
+        if !usable {
+            return Err(ManifestError::Value {
+                key: format!("priority of layer {}", self.name),
+                got: format!("{sensitivity} and {extra_bits}"),
+                expected: "a sensitivity that is not negative, and extra_bits from -1 to 1".to_owned(),
+            });
+        }
+        self.priority = Some(priority);
+        Ok(self)
+    }
+
+    /// `None` when the calibration measured none.
+    pub const fn priority(&self) -> Option<Priority> {
+        self.priority
     }
 
     /// With the summary a file states, which may be older than a hand-edited outlier list.

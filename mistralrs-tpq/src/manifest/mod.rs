@@ -22,7 +22,7 @@ mod text;
 
 pub use digest::{BadDigest, Digest};
 pub use error::ManifestError;
-pub use layer::{Layer, Summary};
+pub use layer::{Layer, Priority, Summary};
 
 use crate::codec::Dtype;
 use crate::config::defaults::MAX_WORLD_SIZE;
@@ -232,4 +232,16 @@ fn value(key: &str, got: impl ToString, expected: String) -> ManifestError {
         got: got.to_string(),
         expected,
     }
+}
+
+/// `layers.2` before `layers.10`: numbers compare as numbers.
+pub(crate) fn natural(name: &str) -> Vec<(String, u64)> {
+    name.split('.')
+        .map(|part| {
+            (
+                part.parse::<u64>().map_or(part.to_owned(), |_| String::new()),
+                part.parse().unwrap_or(0),
+            )
+        })
+        .collect()
 }

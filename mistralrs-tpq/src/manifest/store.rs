@@ -110,7 +110,11 @@ fn assemble(parsed: Parsed, ranges: Vec<Vec<f32>>) -> Result<Manifest, ManifestE
         .map(|(layer, ranges)| {
             let sqnr = layer.summary.expected_sqnr_db;
             let built = Layer::new(&layer.name, layer.features, layer.outliers, ranges, sqnr)?;
-            Ok(built.with_summary(layer.summary))
+            let built = built.with_summary(layer.summary);
+            match layer.priority {
+                None => Ok(built),
+                Some(priority) => built.with_priority(priority),
+            }
         })
         .collect::<Result<_, ManifestError>>()?;
     Manifest::index(parsed.header, layers, parsed.scales)

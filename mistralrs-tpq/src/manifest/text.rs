@@ -3,7 +3,7 @@
 
 use super::digest::Digest;
 use super::error::ManifestError;
-use super::layer::{check_features, check_name, Layer, Summary};
+use super::layer::{check_features, check_name, Layer, Priority, Summary};
 use super::{check_header, Header, Manifest, CURVES_FILE, FORMAT, MAX_LAYERS, SCALES_FILE};
 use crate::codec::Dtype;
 use serde::de::DeserializeOwned;
@@ -24,6 +24,7 @@ pub(super) struct ParsedLayer {
     pub(super) features: usize,
     pub(super) outliers: Vec<u32>,
     pub(super) summary: Summary,
+    pub(super) priority: Option<Priority>,
 }
 
 const COMMENT: &str = "\
@@ -87,7 +88,17 @@ fn render_layer(out: &mut String, layer: &Layer) -> std::fmt::Result {
         out,
         "  summary: {{range: {{min: {min:?}, median: {median:?}, max: {max:?}}}, spread: {spread:?}, \
          expected_sqnr_db: {expected_sqnr_db:?}}}"
-    )
+    )?;
+    match layer.priority() {
+        None => Ok(()),
+        Some(Priority {
+            sensitivity,
+            extra_bits,
+        }) => writeln!(
+            out,
+            "  priority: {{sensitivity: {sensitivity:?}, extra_bits: {extra_bits:?}}}"
+        ),
+    }
 }
 
 #[derive(Deserialize)]
@@ -128,6 +139,14 @@ struct RawLayer {
     features: usize,
     outliers: Vec<u64>,
     summary: RawSummary,
+    priority: Option<RawPriority>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPriority {
+    sensitivity: f32,
+    extra_bits: f32,
 }
 
 #[derive(Deserialize)]
@@ -221,6 +240,7 @@ fn layer(raw: RawLayer) -> Result<ParsedLayer, ManifestError> {
         features,
         outliers,
         summary,
+        priority,
     } = raw;
     check_name(&name)?;
     check_features(&name, features)?;
@@ -266,6 +286,10 @@ fn layer(raw: RawLayer) -> Result<ParsedLayer, ManifestError> {
             spread,
             expected_sqnr_db,
         },
+        priority: priority.map(|priority| Priority {
+            sensitivity: priority.sensitivity,
+            extra_bits: priority.extra_bits,
+        }),
     })
 }
 

@@ -30,7 +30,8 @@ pub struct CalibrateArgs {
     group: GroupArgs,
     #[command(flatten)]
     model: ModelOptions,
-    /// Calibration text: plain text, Markdown, source, WikiText, or .jsonl with a `text` field. Repeatable.
+    /// Calibration text: plain text, Markdown, source, WikiText, or .jsonl with a `text` field. Repeatable: each file gives as many sequences as
+    /// the others, in turn, so name one for each domain that will be served.
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     corpus: Vec<PathBuf>,
     /// Folder to write to.
@@ -48,6 +49,10 @@ pub struct CalibrateArgs {
     /// How outliers are chosen. `random` and `smallest` are controls: they should do worse than `largest`.
     #[arg(long, value_enum, default_value_t = Select::Largest)]
     select: Select,
+    /// Also measure how much each layer's noise moves the logits, on this many of the sequences, for `codec.budget_scope: model`. Takes as many passes for each
+    /// layer: 4 are enough to rank layers. [default: none]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    sensitivity: u16,
     /// Continue an interrupted run from the state it left in --out.
     #[arg(long)]
     resume: bool,
@@ -72,6 +77,10 @@ fn calibrate(args: &CalibrateArgs, global: &Global) -> Result<(), CliError> {
     let started = Instant::now();
     let mut plan = args.group.plan()?;
     plan.codec = CodecPlan::None;
+    if args.sensitivity > 0 {
+        // Needs no calibration, which is what is being made.
+        plan.alternatives = vec![("probe".to_owned(), CodecPlan::Dynamic)];
+    }
     let calibration = &mut plan.calibration;
     calibration.sequences = args.sequences.unwrap_or(calibration.sequences);
     calibration.tokens = args.tokens.unwrap_or(calibration.tokens);
@@ -89,6 +98,7 @@ fn calibrate(args: &CalibrateArgs, global: &Global) -> Result<(), CliError> {
         out: args.out.clone(),
         selection,
         resume: args.resume,
+        sensitivity: usize::from(args.sensitivity),
     };
     let mut progress = Progress::new("calibration sequences");
     let outcome = crate::calibrate::run(&options, &node, |done, total| progress.set(done, total));

@@ -10,3 +10,4 @@ mod group;
 pub mod inspect;
 pub mod launch;
 pub mod make_model;
+pub mod simulate;
