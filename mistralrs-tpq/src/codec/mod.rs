@@ -109,6 +109,11 @@ pub trait Codec: std::fmt::Debug + Send + Sync {
         let _ = ways;
         None
     }
+
+    /// The calibration of `paper`, for a copy of it on a GPU; `None` for the other codecs.
+    fn paper_tables(&self) -> Option<&PaperTables> {
+        None
+    }
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
