@@ -145,7 +145,7 @@ impl RunArgs {
             }
         };
         Ok(Costs {
-            link: link.unwrap_or_else(LinkTable::default),
+            link: link.map_or_else(LinkTable::default, |(table, _)| table),
             coded_per_s,
         })
     }
