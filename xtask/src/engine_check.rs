@@ -70,8 +70,9 @@ const IN_ENGINE: [&[&str]; 4] = [
     ],
     &["build", "-p", "mistralrs-cli"],
 ];
-/// What the tests of mistralrs-tpq read beside its folder.
+/// What the tests of mistralrs-tpq read beside its folder, and those of mistralrs-core in its checkout.
 const BESIDE: [&str; 3] = ["configs", "docs", "examples"];
+const BESIDE_CORE: &str = "toml-selectors";
 
 /// # Errors
 /// A patch that does not apply or does not come off whole, and what does not compile.
@@ -110,6 +111,8 @@ pub fn run(workspace: &Workspace, options: &EngineCheckArgs) -> Result<ExitCode>
         fs::copy(options.checkout.join("Cargo.lock"), &lock).context("cannot copy the checkout's Cargo.lock")?;
     }
     add_plugin(workspace, &version, &engine)?;
+    let checkout = fs::canonicalize(&options.checkout)?;
+    link_to(&checkout.join(BESIDE_CORE), &engine.join(BESIDE_CORE))?;
     for words in IN_ENGINE {
         cargo(&mut steps, workspace, &engine, words)?;
     }

@@ -14,7 +14,7 @@ use crate::codec::EncodeStats;
 
 rd_rows!(Avx2, "avx2,f16c");
 
-/// `values[places[j]]`, eight at a time by a load each: `vgatherdps` is no faster where it is fast.
+/// `values[places[j]]`, a load each. Not `vgatherdps`, which the microcode against Downfall makes slow on many processors.
 ///
 /// # Safety
 /// Every place is below the length of `values`.
