@@ -10,7 +10,7 @@ use crate::cli::progress::Progress;
 use crate::cli::{emit, emit_json, CliError};
 use crate::codec::{Codec, CodecKind};
 use crate::config::{defaults, read_table};
-use crate::exchange::{GatherBits, LinkTable};
+use crate::exchange::GatherBits;
 use crate::manifest::Manifest;
 use crate::report::{Align, Table};
 use crate::simulate::{self, Costs, Distribution, Predicted, Recorded, SimulateOptions, Simulated, Simulation};
@@ -134,7 +134,8 @@ impl RunArgs {
     }
 
     fn costs(&self) -> Result<Costs, CliError> {
-        let link = self.table.as_deref().map(read_table).transpose()?;
+        // The gate is of one world size, and here are many.
+        let link = self.table.as_deref().map(read_table).transpose()?.map(|(link, _)| link);
         let coded_per_s = match self.coding_mvalues {
             None => f64::INFINITY,
             Some(millions) if millions > 0.0 && millions.is_finite() => millions * 1e6,
@@ -145,7 +146,7 @@ impl RunArgs {
             }
         };
         Ok(Costs {
-            link: link.map_or_else(LinkTable::default, |(table, _)| table),
+            link: link.unwrap_or_default(),
             coded_per_s,
         })
     }
