@@ -11,11 +11,15 @@ constexpr uint32_t CHUNK = 8;
 // Bit of Table::source: the rest is the index of an outlier, not a slot.
 constexpr uint32_t OUTLIER = 0x80000000u;
 
-// Before each payload, 16 bytes, so that a payload is aligned as its slot is.
+// Before each payload, 32 bytes, so that a payload is aligned as its slot is.
 struct Header {
     uint32_t nonfinite;
     uint32_t clipped;
-    uint32_t reserved[2];
+    // Of a sum: the ranks (bit r for rank r, low word first) whose partial sums had NaN or infinity.
+    uint32_t marks[2];
+    // What the payload is of, as Call::tag of its writer.
+    uint32_t tag;
+    uint32_t reserved[3];
 };
 
 // Written by kernels, read by the host whenever it likes.
@@ -25,6 +29,10 @@ struct Status {
     // Ranks (bit r for rank r) whose partial sum had NaN or infinity, and whose payload no encoder sends.
     uint64_t nonfinite_ranks;
     uint64_t malformed_ranks;
+    // Ranks whose payload is of another exchange than this rank's.
+    uint64_t mismatched_ranks;
+    // Ranks that did not come to a barrier in time.
+    uint64_t absent_ranks;
 };
 
 // Calibration of one site for `paper`; all zero for the other codecs. Rows of `steps` and `inv_steps` are `stride`
@@ -65,7 +73,20 @@ struct Call {
     uint32_t to_row_len;
     uint32_t ranks;
     uint32_t to_rank; // row of `to`
-    uint32_t reserved;
+    uint32_t first_row; // of the payloads that are read: their rows from here on are those of this call
+    uint32_t tag;       // written to the header of `payload`
+    uint32_t from_tag;  // expected in the headers of `payloads`
+};
+
+// One launch of barrier. All counts are of barriers since the ranks met, so they never repeat.
+struct Barrier {
+    uint64_t *reached;             // by rank: how far this rank has got with each of them
+    uint64_t *inbox;               // by rank: what each of them has told this rank
+    uint64_t *inboxes[MAX_RANKS];  // the inbox of each rank, in its own memory
+    Status *status;
+    uint64_t patience_ns;
+    uint32_t rank;
+    uint32_t ranks;
 };
 
 } // namespace tpq

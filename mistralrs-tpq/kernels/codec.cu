@@ -1,4 +1,4 @@
-// encode, decode_accumulate and reduce_requantize.
+// encode, decode_accumulate, reduce_requantize, and place, which decodes what two-shot's owners sent.
 //
 // Grid: x covers the chunks of a row, one thread each; y strides over the tokens. A thread keeps its column, so a site's
 // tables stay in the first-level cache. A warp reads 512 consecutive bytes of 16-bit elements and writes 128 of codes.
@@ -8,6 +8,7 @@
 // | tpq_encode_* | values, in place: outliers too | payload, header counts | Codec::encode |
 // | tpq_decode_* | `ranks` payloads, in rank order | sum (+ bias) (+ residual) | Codec::decode_accumulate, one rounding |
 // | tpq_requantize_* | `ranks` payloads | payload of the f32 sum | both, without a rounding between them |
+// | tpq_place_* | `ranks` payloads, each of its own rows | all rows | Codec::decode_accumulate of each, one rounding |
 //
 // Bias and residual are added as the layers after an all-reduce do it: in f32, rounded to the dtype after each.
 // A rank that reports NaN or infinity makes the output NaN, except with `none`, which carries them.
@@ -19,6 +20,7 @@ namespace tpq {
 constexpr uint32_t THREADS = 128;
 
 template <class T> struct ValueRows {
+    static constexpr bool IS_SUM = false;
     const Call &call;
 
     TPQ_DEVICE const T *row(uint32_t token) const {
@@ -32,10 +34,11 @@ template <class T> struct ValueRows {
 
 // The sum over the ranks' payloads.
 template <class Codec> struct Sums {
+    static constexpr bool IS_SUM = true;
     const Call &call;
 
     TPQ_DEVICE const uint8_t *row(uint32_t rank, uint32_t token) const {
-        return call.payloads[rank] + static_cast<size_t>(token) * call.from_row_len;
+        return call.payloads[rank] + (static_cast<size_t>(call.first_row) + token) * call.from_row_len;
     }
     TPQ_DEVICE void malformed(uint32_t rank) const { mark(&call.status->malformed_ranks, uint64_t{1} << rank); }
 
@@ -60,13 +63,39 @@ template <class Codec> struct Sums {
     }
 };
 
+// Rows that the ranks share out among them: payload r has those of rank r, all cut as evenly as can be.
+template <class Codec> struct Slices {
+    const Call &call;
+
+    TPQ_DEVICE uint32_t start(uint32_t rank) const {
+        return static_cast<uint32_t>(static_cast<uint64_t>(call.tokens) * rank / call.ranks);
+    }
+    TPQ_DEVICE void chunk(uint32_t token, uint32_t c, uint32_t count, float (&sum)[CHUNK]) const {
+        // Close to token * ranks / tokens: a division, and a step or two for its rounding.
+        uint32_t owner = static_cast<uint32_t>(static_cast<uint64_t>(token) * call.ranks / call.tokens);
+        while (owner + 1 < call.ranks && start(owner + 1) <= token) {
+            ++owner;
+        }
+        for (uint32_t j = 0; j < CHUNK; ++j) {
+            sum[j] = 0.0f;
+        }
+        const uint8_t *row = call.payloads[owner] + static_cast<size_t>(token - start(owner)) * call.from_row_len;
+        if (!Codec::add_chunk(call.from, owner, row, c, count, call.features, sum)) {
+            mark(&call.status->malformed_ranks, uint64_t{1} << owner);
+        }
+    }
+};
+
+TPQ_DEVICE Header *header_of(uint8_t *payload) { return reinterpret_cast<Header *>(payload) - 1; }
+TPQ_DEVICE const Header *header_of(const uint8_t *payload) { return reinterpret_cast<const Header *>(payload) - 1; }
+
 // Counts of all threads, added to the header of the payload and to the totals: rarely anything to add.
 TPQ_DEVICE void report(const Call &call, Seen seen, uint32_t lane) {
     for (uint32_t lanes = 16; lanes > 0; lanes /= 2) {
         seen.clipped += shuffle_xor(seen.clipped, lanes);
         seen.nonfinite += shuffle_xor(seen.nonfinite, lanes);
     }
-    Header *header = reinterpret_cast<Header *>(call.payload) - 1;
+    Header *header = header_of(call.payload);
     if (lane == 0 && seen.clipped > 0) {
         count(&header->clipped, seen.clipped);
         count(&call.status->clipped, static_cast<uint64_t>(seen.clipped));
@@ -77,12 +106,24 @@ TPQ_DEVICE void report(const Call &call, Seen seen, uint32_t lane) {
     }
 }
 
+TPQ_DEVICE void tag(const Call &call, uint32_t unit, uint32_t first_token) {
+    if (unit == 0 && first_token == 0) {
+        header_of(call.payload)->tag = call.tag;
+    }
+}
+
 template <class Codec, class Source>
 TPQ_DEVICE void encode(const Call &call, const Source &source, uint32_t unit, uint32_t first_token, uint32_t stride) {
     Seen seen;
+    tag(call, unit, first_token);
     for (uint32_t token = first_token; token < call.tokens; token += stride) {
         uint8_t *row = call.payload + static_cast<size_t>(token) * call.to_row_len;
         Codec::write(call.to, call.to_rank, source, token, unit, call.features, row, seen);
+    }
+    // A sum beyond the range of f32 saturates, alike on all ranks; no rank's input was at fault.
+    if (Source::IS_SUM) {
+        seen.clipped += seen.nonfinite;
+        seen.nonfinite = 0;
     }
     report(call, seen, unit % 32);
 }
@@ -91,6 +132,7 @@ TPQ_DEVICE void encode(const Call &call, const Source &source, uint32_t unit, ui
 template <class T>
 TPQ_DEVICE void copy(const Call &call, uint32_t unit, uint32_t first_token, uint32_t stride) {
     Seen seen;
+    tag(call, unit, first_token);
     const uint32_t count = in_chunk(unit, call.features);
     for (uint32_t token = first_token; token < call.tokens; token += stride) {
         float x[CHUNK];
@@ -113,26 +155,48 @@ TPQ_DEVICE void copy(const Call &call, uint32_t unit, uint32_t first_token, uint
     report(call, seen, unit % 32);
 }
 
-TPQ_DEVICE uint64_t nonfinite_ranks(const Call &call) {
-    uint64_t ranks = 0;
+// What the headers of the payloads say: the ranks with NaN or infinity. One thread of the grid notes that, and who sent
+// something else than was expected, passes the former on with what it writes, and clears the header that is used next.
+TPQ_DEVICE uint64_t read_headers(const Call &call, bool notes) {
+    uint64_t bad = 0;
+    uint64_t mismatched = 0;
     for (uint32_t rank = 0; rank < call.ranks; ++rank) {
-        const Header *header = reinterpret_cast<const Header *>(call.payloads[rank]) - 1;
-        ranks |= static_cast<uint64_t>(header->nonfinite > 0 ? 1 : 0) << rank;
+        const Header *header = header_of(call.payloads[rank]);
+        bad |= static_cast<uint64_t>(header->nonfinite > 0 ? 1 : 0) << rank;
+        bad |= header->marks[0] | static_cast<uint64_t>(header->marks[1]) << 32;
+        mismatched |= static_cast<uint64_t>(header->tag != call.from_tag ? 1 : 0) << rank;
     }
-    return ranks;
-}
-
-template <class T, bool LOSSLESS, class Source>
-TPQ_DEVICE void decode(const Call &call, const Source &source, uint32_t c, uint32_t first_token, uint32_t stride) {
-    const uint64_t bad = nonfinite_ranks(call);
-    if (c == 0 && first_token == 0) {
+    if (notes) {
         if (bad != 0) {
             mark(&call.status->nonfinite_ranks, bad);
+        }
+        if (mismatched != 0) {
+            mark(&call.status->mismatched_ranks, mismatched);
         }
         if (call.reset != nullptr) {
             *call.reset = Header{};
         }
+        if (call.payload != nullptr) {
+            Header *header = header_of(call.payload);
+            header->marks[0] = static_cast<uint32_t>(bad);
+            header->marks[1] = static_cast<uint32_t>(bad >> 32);
+            header->tag = call.tag;
+        }
     }
+    return bad;
+}
+
+template <class To, class Source>
+TPQ_DEVICE void requantize(const Call &call, const Source &source, uint32_t unit, uint32_t token, uint32_t stride) {
+    if (unit == 0 && token == 0) {
+        read_headers(call, true);
+    }
+    encode<To>(call, source, unit, token, stride);
+}
+
+template <class T, bool LOSSLESS, class Source>
+TPQ_DEVICE void decode(const Call &call, const Source &source, uint32_t c, uint32_t first_token, uint32_t stride) {
+    const uint64_t bad = read_headers(call, c == 0 && first_token == 0);
     const uint32_t count = in_chunk(c, call.features);
     if (count == 0) {
         return;
@@ -193,8 +257,19 @@ TPQ_DEVICE void decode(const Call &call, const Source &source, uint32_t c, uint3
 #define TPQ_REQUANTIZE(from, From, to, To)                                                                             \
     TPQ_KERNEL(tpq::THREADS) tpq_requantize_##from##_##to(TPQ_CONST tpq::Call call) {                                  \
         TPQ_INDICES                                                                                                    \
-        tpq::encode<To>(call, tpq::Sums<From>{call}, unit, token, stride);                                             \
+        tpq::requantize<To>(call, tpq::Sums<From>{call}, unit, token, stride);                                         \
     }
+
+#define TPQ_PLACE(codec, Codec, LOSSLESS, dtype, T)                                                                    \
+    TPQ_KERNEL(tpq::THREADS) tpq_place_##codec##_##dtype(TPQ_CONST tpq::Call call) {                                   \
+        TPQ_INDICES                                                                                                    \
+        tpq::decode<T, LOSSLESS>(call, tpq::Slices<Codec>{call}, unit, token, stride);                                 \
+    }
+
+#define TPQ_PLACE_DTYPE(dtype, T)                                                                                      \
+    TPQ_PLACE(none, tpq::None<T>, true, dtype, T)                                                                      \
+    TPQ_PLACE(dynamic, tpq::Dynamic, false, dtype, T)                                                                  \
+    TPQ_PLACE(dynamic8, tpq::Dynamic8, false, dtype, T)
 
 TPQ_CODEC_DTYPE(paper, tpq::Paper, f32, float)
 TPQ_CODEC_DTYPE(paper, tpq::Paper, bf16, tpq::Bf16)
@@ -205,6 +280,10 @@ TPQ_CODEC_DTYPE(dynamic, tpq::Dynamic, f16, tpq::F16)
 TPQ_NONE_DTYPE(f32, float)
 TPQ_NONE_DTYPE(bf16, tpq::Bf16)
 TPQ_NONE_DTYPE(f16, tpq::F16)
-TPQ_REQUANTIZE(paper, tpq::Paper, paper, tpq::Paper)
 TPQ_REQUANTIZE(paper, tpq::Paper, dynamic, tpq::Dynamic)
+TPQ_REQUANTIZE(paper, tpq::Paper, dynamic8, tpq::Dynamic8)
 TPQ_REQUANTIZE(dynamic, tpq::Dynamic, dynamic, tpq::Dynamic)
+TPQ_REQUANTIZE(dynamic, tpq::Dynamic, dynamic8, tpq::Dynamic8)
+TPQ_PLACE_DTYPE(f32, float)
+TPQ_PLACE_DTYPE(bf16, tpq::Bf16)
+TPQ_PLACE_DTYPE(f16, tpq::F16)

@@ -1,4 +1,4 @@
-// none, paper and dynamic: how a thread reads one chunk of a payload row and how it writes one. The order of the additions
+// none, paper and dynamic (of 4 and 8 bits): how a thread reads one chunk of a payload row and how it writes one. The order of the additions
 // to an element is that of the ranks alone, so chunks may go to threads in any way.
 #pragma once
 
@@ -127,21 +127,53 @@ struct Paper {
 
 // ---- dynamic ----
 
-struct Dynamic {
+// Codes of a chunk, two to a byte or one.
+struct Nibbles {
+    uint32_t word = 0;
+
+    static TPQ_DEVICE uint32_t len(uint32_t codes) { return plane_len(codes); }
+    static TPQ_DEVICE Nibbles read(const uint8_t *plane, uint32_t c, uint32_t len) {
+        return Nibbles{read_codes(plane, c, len)};
+    }
+    TPQ_DEVICE int at(uint32_t j) const { return code_in(word, j); }
+    TPQ_DEVICE void put(int code, uint32_t j) { word |= nibble(code, j); }
+    TPQ_DEVICE void write(uint8_t *plane, uint32_t c, uint32_t len) const { write_codes(plane, c, len, word); }
+};
+
+struct Bytes {
+    uint32_t words[2] = {0, 0};
+
+    static TPQ_DEVICE uint32_t len(uint32_t codes) { return codes; }
+    static TPQ_DEVICE Bytes read(const uint8_t *plane, uint32_t c, uint32_t len) {
+        return Bytes{{read_codes(plane, 2 * c, len), read_codes(plane, 2 * c + 1, len)}};
+    }
+    TPQ_DEVICE int at(uint32_t j) const { return static_cast<int8_t>(words[j / 4] >> (8 * (j % 4))); }
+    TPQ_DEVICE void put(int code, uint32_t j) {
+        words[j / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(code)) << (8 * (j % 4));
+    }
+    TPQ_DEVICE void write(uint8_t *plane, uint32_t c, uint32_t len) const {
+        write_codes(plane, 2 * c, len, words[0]);
+        write_codes(plane, 2 * c + 1, len, words[1]);
+    }
+};
+
+template <class Codes, uint32_t BITS> struct DynamicOf {
     static constexpr uint32_t GROUP = 32;
     // Neighbouring threads, a group among them: they find the group's extreme by shuffles.
     static constexpr uint32_t LANES = GROUP / CHUNK;
-    static constexpr float LOWEST = -8.0f;
-    static constexpr float HIGHEST = 7.0f;
-    static constexpr uint16_t MAX_SCALE = 0x7f7f - (3 << 7);
+    static constexpr float LOWEST = -static_cast<float>(1 << (BITS - 1));
+    static constexpr float HIGHEST = -LOWEST - 1.0f;
+    static constexpr uint16_t MAX_SCALE = 0x7f7f - ((BITS - 1) << 7);
 
     static TPQ_DEVICE bool add_chunk(const Table &, uint32_t, const uint8_t *row, uint32_t c, uint32_t count,
                                      uint32_t features, float (&sum)[CHUNK]) {
-        const uint16_t bits = read_16(row + plane_len(features) + 2 * (c / LANES));
-        const uint32_t word = read_codes(row, c, plane_len(features));
+        const uint16_t bits = read_16(row + Codes::len(features) + 2 * (c / LANES));
+        const Codes codes = Codes::read(row, c, Codes::len(features));
         const float scale = from_bf16(bits);
-        for (uint32_t j = 0; j < count; ++j) {
-            sum[j] = add(sum[j], mul(static_cast<float>(code_in(word, j)), scale));
+        for (uint32_t j = 0; j < CHUNK; ++j) {
+            if (j < count) {
+                sum[j] = add(sum[j], mul(static_cast<float>(codes.at(j)), scale));
+            }
         }
         return (bits & 0x7fffu) <= MAX_SCALE;
     }
@@ -157,7 +189,8 @@ struct Dynamic {
     }
 
     static TPQ_DEVICE uint16_t scale_of(float extreme) {
-        const uint16_t bits = to_bf16(mul(extreme, -0.125f));
+        // A power of two: exact.
+        const uint16_t bits = to_bf16(mul(extreme, 1.0f / LOWEST));
         return magnitude(from_bf16(bits)) < F32_MIN_NORMAL ? 0 : bits;
     }
 
@@ -189,15 +222,19 @@ struct Dynamic {
         }
         const uint16_t scale = scale_of(highest > -lowest ? highest : lowest);
         const float inv_scale = (scale & 0x7fffu) == 0 ? 0.0f : quotient(1.0f, from_bf16(scale));
-        uint32_t word = 0;
+        Codes codes;
         for (uint32_t j = 0; j < CHUNK; ++j) {
-            word |= nibble(quantize(x[j], inv_scale, LOWEST, HIGHEST), j);
+            codes.put(quantize(x[j], inv_scale, LOWEST, HIGHEST), j);
         }
-        write_codes(row, unit, plane_len(features), word);
+        codes.write(row, unit, Codes::len(features));
         if (unit % LANES == 0) {
-            write_16(row + plane_len(features) + 2 * (unit / LANES), scale);
+            write_16(row + Codes::len(features) + 2 * (unit / LANES), scale);
         }
     }
 };
+
+using Dynamic = DynamicOf<Nibbles, 4>;
+// For sums of several ranks.
+using Dynamic8 = DynamicOf<Bytes, 8>;
 
 } // namespace tpq

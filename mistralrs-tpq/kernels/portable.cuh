@@ -42,6 +42,23 @@ TPQ_DEVICE void mark(uint64_t *at, uint64_t mask) {
     atomicOr(reinterpret_cast<unsigned long long *>(at), static_cast<unsigned long long>(mask));
 }
 
+// Between devices and processes: after `observe` has returned what `publish` stored, everything before the `publish` is seen.
+TPQ_DEVICE void publish(uint64_t *at, uint64_t value) {
+    __threadfence_system();
+    asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
+}
+TPQ_DEVICE uint64_t observe(const uint64_t *at) {
+    uint64_t value;
+    asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(at) : "memory");
+    return value;
+}
+TPQ_DEVICE uint64_t nanoseconds() {
+    uint64_t now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    return now;
+}
+TPQ_DEVICE void pause() { __nanosleep(100); }
+
 } // namespace tpq
 
 #endif

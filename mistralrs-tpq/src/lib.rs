@@ -52,7 +52,7 @@
 //!  exchange  ·················· one_shot, two_shot, ring, doubling, lossless ··················
 //! ```
 //!
-//! Beside it: `cuda` has the codec's kernels for GPUs, `config` and `manifest` say what to do, `calibrate` makes manifests,
+//! Beside it: `cuda` is the same for partial sums on GPUs, `config` and `manifest` say what to do, `calibrate` makes manifests,
 //! `eval` measures quality, `simulate` larger groups, `bench` speed, `report` and `cli` show it, `serve` is the HTTP server; `checkpoint` writes models
 //! with random weights to try all that on.
 

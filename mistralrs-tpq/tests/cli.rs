@@ -1,8 +1,10 @@
 //! `tpq` as a user runs it: `inspect`, help, exit codes.
 
+#[path = "common/manifest.rs"]
+mod small;
+
 use assert_cmd::Command;
-use mistralrs_tpq::codec::Dtype;
-use mistralrs_tpq::manifest::{Digest, Header, Layer, Manifest};
+use mistralrs_tpq::manifest::Manifest;
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::{contains, starts_with};
 use std::path::PathBuf;
@@ -12,26 +14,17 @@ fn tpq() -> Command {
 }
 
 fn manifest() -> (tempfile::TempDir, PathBuf) {
-    let header = Header {
-        model: Digest([1; 32]),
-        dtype: Dtype::F32,
-        world_size: 2,
-        corpus: Digest([2; 32]),
-        sequences: 256,
-        tokens: 128,
-        ema: 0.99,
-    };
     let layer = |name: &str, peak: f32| {
         let mut ranges = vec![1.0; 128];
         (ranges[9], ranges[64 + 9]) = (peak, peak / 2.0);
-        Layer::new(name, 64, vec![9], ranges, 18.25).unwrap()
+        small::layer(name, &[9], ranges)
     };
     let layers = vec![
         layer("model.layers.0.self_attn.o_proj", 8.0),
         layer("model.layers.0.mlp.down_proj", 80.0),
     ];
     let folder = tempfile::tempdir().unwrap();
-    let path = Manifest::new(header, layers).unwrap().write(folder.path()).unwrap();
+    let path = small::manifest(layers).write(folder.path()).unwrap();
     (folder, path)
 }
 
@@ -41,7 +34,7 @@ fn inspect_prints_a_row_for_each_layer() {
     let output = tpq().arg("inspect").arg(&path).assert().success();
     let text = String::from_utf8(output.get_output().stdout.clone()).unwrap();
     let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert!(text.contains("256 sequences of 128 tokens, EMA 0.99"), "{text}");
+    assert!(text.contains("6 sequences of 64 tokens, EMA 0.99"), "{text}");
     assert!(text.contains("4.1875 bits a value"), "{text}");
     let row = rows
         .iter()
@@ -49,7 +42,7 @@ fn inspect_prints_a_row_for_each_layer() {
         .unwrap();
     assert_eq!(
         row[1..],
-        ["64", "1.000", "1.000", "60.000", "60.0", "1", "1.56", "18.2"]
+        ["64", "1.000", "1.000", "60.000", "60.0", "1", "1.56", "17.5"]
     );
 }
 
@@ -81,7 +74,7 @@ fn inspect_json_carries_the_same_numbers() {
         report["layers"][1]["outlier_ranges"][0],
         serde_json::json!({"feature": 9, "ranges": [80.0, 40.0]})
     );
-    assert_eq!(report["layers"][0]["expected_sqnr_db"], 18.25);
+    assert_eq!(report["layers"][0]["expected_sqnr_db"], 17.5);
 }
 
 #[test]

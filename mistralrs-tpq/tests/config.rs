@@ -172,7 +172,7 @@ fn an_unknown_key_names_file_line_path_and_the_nearest_key() {
     assert_eq!(
         error_in("exchange:\n  # a comment\n  algoritm: auto"),
         "conf/tpq.yaml:5: unknown key `exchange.algoritm`, did you mean `exchange.algorithm`?; \
-         keys here: algorithm, batch_invariant, gather_bits, nonfinite, min_tokens, min_bytes, prefill_only, table"
+         keys here: algorithm, batch_invariant, gather_bits, nonfinite, min_tokens, min_bytes, prefill_only, table, gpu_link"
     );
     let top = error_in("codecs: {kind: none}");
     assert!(

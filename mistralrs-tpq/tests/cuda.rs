@@ -2,6 +2,8 @@
 //! scalar specification: bit for bit, with odd rows, single tokens, misaligned buffers, NaN, infinities and subnormals.
 //! What a device does differently from this model (scheduling, memory order, caches) is not tested here.
 
+#[path = "cuda/barrier.rs"]
+mod barrier;
 #[path = "cuda/emulator.rs"]
 mod emulator;
 #[path = "cuda/site.rs"]
@@ -12,16 +14,18 @@ use std::mem::offset_of;
 use bytemuck::Zeroable;
 use emulator::{Emulator, Pointer};
 use half::{bf16, f16};
-use mistralrs_tpq::codec::{CodecKind, Dtype};
+use mistralrs_tpq::codec::{Codec, Dtype, Dynamic, NoCodec};
 use mistralrs_tpq::cuda::args::{Call, Header, Status, HEADER_LEN};
-use mistralrs_tpq::cuda::{encode_units, Launch};
+use mistralrs_tpq::cuda::{encode_units, DeviceCodec, Launch};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use site::{finite, hostile, Elements, Site};
 
 const FEATURES: [usize; 12] = [1, 2, 7, 8, 31, 33, 64, 129, 250, 1024, 1031, 2080];
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];
-const CODECS: [CodecKind; 3] = [CodecKind::None, CodecKind::Paper, CodecKind::Dynamic];
+const CODECS: [DeviceCodec; 3] = [DeviceCodec::None, DeviceCodec::Paper, DeviceCodec::Dynamic];
+/// What payloads of the same exchange have in common.
+const TAG: u32 = 0x7a61;
 
 /// A launch under construction: buffer 0 is the status.
 struct Case {
@@ -37,6 +41,8 @@ impl Case {
                 tokens: tokens as u32,
                 features: features as u32,
                 values_stride: features as u32,
+                tag: TAG + 1,
+                from_tag: TAG,
                 ..Call::zeroed()
             },
             buffers: Vec::new(),
@@ -63,7 +69,7 @@ impl Case {
     fn run(&mut self, emulator: &mut Emulator, launch: &Launch, rng: &mut ChaCha8Rng) {
         emulator.run(
             launch,
-            &self.call,
+            bytemuck::bytes_of(&self.call),
             &mut self.buffers,
             &self.pointers,
             rng.random_bool(0.5),
@@ -125,8 +131,17 @@ fn encode_writes_the_specifications_payload_and_counts() {
             );
             assert_eq!(u64::from(header.clipped), seen.clipped, "{what}");
             assert_eq!(u64::from(header.nonfinite), seen.nonfinite, "{what}");
+            assert_eq!(header.tag, TAG + 1, "{what}");
         }
     });
+}
+
+/// The header of a payload without NaN.
+fn plain() -> Header {
+    Header {
+        tag: TAG,
+        ..Header::default()
+    }
 }
 
 /// Payloads of all ranks, at odd addresses where `dtype` and codec allow it, and the f32 sum the specification gives.
@@ -139,7 +154,7 @@ fn payloads(case: &mut Case, site: &Site, dtype: Dtype, ranks: usize, rng: &mut 
         site.codec.encode(rank, input.values(), &mut payload);
         site.codec.decode_accumulate(rank, &payload, dtype, &mut sum).unwrap();
         let gap = 4 * rng.random_range(0..4);
-        case.payload(offset_of!(Call, payloads) + 8 * rank, gap, Header::default(), &payload);
+        case.payload(offset_of!(Call, payloads) + 8 * rank, gap, plain(), &payload);
     }
     case.call.from = site.table(offset_of!(Call, from), &mut case.buffers, &mut case.pointers);
     case.call.from_row_len = site.row_len(dtype) as u32;
@@ -202,41 +217,89 @@ fn decode_gives_the_specifications_sum_with_bias_and_residual() {
     });
 }
 
+/// The codec of a sum.
+fn of_sum(codec: DeviceCodec, features: usize) -> Box<dyn Codec> {
+    match codec {
+        DeviceCodec::None => Box::new(NoCodec::new(features)),
+        DeviceCodec::Dynamic => Box::new(Dynamic::new(features)),
+        _ => Box::new(Dynamic::wide(features)),
+    }
+}
+
 #[test]
 fn requantize_is_the_sum_and_then_the_encoder_without_a_rounding_between() {
     let mut emulator = Emulator::start();
     each_case(|features, tokens, rng| {
-        let (paper, dynamic) = (CodecKind::Paper, CodecKind::Dynamic);
-        for (from, to) in [(paper, paper), (paper, dynamic), (dynamic, dynamic)] {
+        use DeviceCodec::{Dynamic, Dynamic8, Paper};
+        for (from, to) in [
+            (Paper, Dynamic),
+            (Paper, Dynamic8),
+            (Dynamic, Dynamic),
+            (Dynamic, Dynamic8),
+        ] {
             let ranks = [2, 3][rng.random_range(0..2)];
-            let (site, second) = (
-                Site::new(from, features, ranks, rng),
-                Site::new(to, features, ranks, rng),
-            );
-            let mut case = Case::new(tokens, features);
+            let (site, second) = (Site::new(from, features, ranks, rng), of_sum(to, features));
+            // The payloads have more rows than this rank sums up: those before and after are other ranks'.
+            let rows = tokens + 2;
+            let mut case = Case::new(rows, features);
             let sum = payloads(&mut case, &site, Dtype::Bf16, ranks, rng);
-            let mut expected = vec![0; second.codec.payload_len(tokens, Dtype::F32)];
-            let sum = Elements::F32(sum);
-            let seen = second.codec.encode(1, sum.values(), &mut expected);
+            (case.call.tokens, case.call.first_row) = (tokens as u32, 1);
+            let sum = Elements::F32(sum[features..(tokens + 1) * features].to_vec());
+            let mut expected = vec![0; second.payload_len(tokens, Dtype::F32)];
+            let seen = second.encode(1, sum.values(), &mut expected);
             let out = case.payload(
                 offset_of!(Call, payload),
                 0,
                 Header::default(),
                 &vec![0xa5; expected.len()],
             );
-            case.call.to = second.table(offset_of!(Call, to), &mut case.buffers, &mut case.pointers);
-            case.call.to_row_len = second.row_len(Dtype::F32) as u32;
-            case.call.to_rank = 1;
-            let units = encode_units(to, features, second.outliers);
+            case.call.to_row_len = second.payload_len(1, Dtype::F32) as u32;
+            let units = encode_units(to, features, 0);
             case.run(&mut emulator, &Launch::requantize(from, to, units, tokens), rng);
 
             let what = format!("{from:?} to {to:?}, {tokens} x {features}, {ranks} ranks");
             assert_eq!(case.buffers[out][HEADER_LEN..], expected, "{what}");
             let header = case.header(out);
-            assert_eq!(u64::from(header.clipped), seen.clipped, "{what}");
-            assert_eq!(u64::from(header.nonfinite), seen.nonfinite, "{what}");
+            // No rank's input was at fault when a sum is beyond the range of f32: that counts as clipped.
+            assert_eq!(u64::from(header.clipped), seen.clipped + seen.nonfinite, "{what}");
+            assert_eq!((header.nonfinite, header.marks), (0, [0; 2]), "{what}");
+            assert_eq!(header.tag, TAG + 1, "{what}");
+            assert_eq!(case.status().mismatched_ranks, 0, "{what}");
         }
     });
+}
+
+#[test]
+fn place_puts_each_ranks_rows_where_they_belong_for_any_rows_and_ranks() {
+    let mut emulator = Emulator::start();
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    for (tokens, ranks) in [(1, 1), (1, 4), (3, 2), (5, 3), (7, 8), (16, 4), (33, 7)] {
+        for codec in [DeviceCodec::None, DeviceCodec::Dynamic, DeviceCodec::Dynamic8] {
+            for dtype in DTYPES {
+                let features = [1, 31, 64, 250][rng.random_range(0..4)];
+                let host = of_sum(codec, features);
+                let mut case = Case::new(tokens, features);
+                let mut sums = vec![0.0; tokens * features];
+                for rank in 0..ranks {
+                    let (start, end) = (tokens * rank / ranks, tokens * (rank + 1) / ranks);
+                    let own = Elements::of(dtype, &finite(&mut rng, (end - start) * features));
+                    let mut payload = vec![0; host.payload_len(end - start, dtype)];
+                    host.encode(rank, own.values(), &mut payload);
+                    let sums = &mut sums[start * features..end * features];
+                    host.decode_accumulate(rank, &payload, dtype, sums).unwrap();
+                    case.payload(offset_of!(Call, payloads) + 8 * rank, 0, plain(), &payload);
+                }
+                case.call.ranks = ranks as u32;
+                case.call.from_row_len = host.payload_len(1, dtype) as u32;
+                let out = vec![0xa5; tokens * features * dtype.size()];
+                let out = case.point(offset_of!(Call, output), out, 0);
+                case.run(&mut emulator, &Launch::place(codec, dtype, features, tokens), &mut rng);
+                let what = format!("{codec:?} {dtype:?} {tokens} x {features}, {ranks} ranks");
+                same(&elements(dtype, &case.buffers[out]), &Elements::of(dtype, &sums), &what);
+                assert_eq!(case.status(), Status::default(), "{what}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -244,14 +307,14 @@ fn a_rank_that_reports_nan_makes_every_output_nan_and_is_named() {
     let mut emulator = Emulator::start();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let (tokens, features) = (2, 37);
-    let site = Site::new(CodecKind::Paper, features, 3, &mut rng);
+    let site = Site::new(DeviceCodec::Paper, features, 3, &mut rng);
     let mut case = Case::new(tokens, features);
     payloads(&mut case, &site, Dtype::F32, 3, &mut rng);
     // Buffers 1 to 3 are the payloads; the header ends where the pointer points to.
     let (_, buffer, at) = case.pointers[3];
     case.buffers[buffer][at - HEADER_LEN..][..4].copy_from_slice(&1u32.to_le_bytes());
     let out = case.point(offset_of!(Call, output), vec![0; tokens * features * 4], 0);
-    let launch = Launch::decode(CodecKind::Paper, Dtype::F32, features, tokens);
+    let launch = Launch::decode(DeviceCodec::Paper, Dtype::F32, features, tokens);
     case.run(&mut emulator, &launch, &mut rng);
     assert_eq!(case.status().nonfinite_ranks, 0b100);
     let sums = elements(Dtype::F32, &case.buffers[out]).to_f32();
@@ -263,10 +326,10 @@ fn payloads_that_no_encoder_sends_are_reported_by_rank() {
     let mut emulator = Emulator::start();
     let mut rng = ChaCha8Rng::seed_from_u64(6);
     // The last two bytes of a row are the last outlier of `paper`, the last scale of `dynamic`.
-    for kind in [CodecKind::Paper, CodecKind::Dynamic] {
+    for kind in [DeviceCodec::Paper, DeviceCodec::Dynamic] {
         let features = 65;
         let site = std::iter::repeat_with(|| Site::new(kind, features, 2, &mut rng))
-            .find(|site| site.outliers > 0 || kind == CodecKind::Dynamic)
+            .find(|site| site.outliers > 0 || kind == DeviceCodec::Dynamic)
             .unwrap();
         let mut case = Case::new(1, features);
         payloads(&mut case, &site, Dtype::Bf16, 2, &mut rng);
@@ -277,4 +340,73 @@ fn payloads_that_no_encoder_sends_are_reported_by_rank() {
         case.run(&mut emulator, &Launch::decode(kind, Dtype::Bf16, features, 1), &mut rng);
         assert_eq!(case.status().malformed_ranks, 0b10, "{kind:?}");
     }
+}
+
+#[test]
+fn marks_of_a_sum_and_a_payload_of_another_exchange_reach_every_rank() {
+    let mut emulator = Emulator::start();
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let (tokens, features, ranks) = (2, 40, 3);
+    let site = Site::new(DeviceCodec::Dynamic, features, ranks, &mut rng);
+    let mut case = Case::new(tokens, features);
+    payloads(&mut case, &site, Dtype::F32, ranks, &mut rng);
+    for (rank, header) in [
+        (
+            0,
+            Header {
+                marks: [0, 1 << 8],
+                ..plain()
+            },
+        ),
+        (
+            2,
+            Header {
+                tag: TAG + 9,
+                ..plain()
+            },
+        ),
+    ] {
+        let (_, buffer, at) = case.pointers[1 + rank];
+        case.buffers[buffer][at - HEADER_LEN..][..HEADER_LEN].copy_from_slice(bytemuck::bytes_of(&header));
+    }
+    let second = of_sum(DeviceCodec::Dynamic8, features);
+    let out = case.payload(
+        offset_of!(Call, payload),
+        0,
+        Header::default(),
+        &vec![0; second.payload_len(tokens, Dtype::F32)],
+    );
+    case.call.to_row_len = second.payload_len(1, Dtype::F32) as u32;
+    let launch = Launch::requantize(
+        DeviceCodec::Dynamic,
+        DeviceCodec::Dynamic8,
+        features.div_ceil(8),
+        tokens,
+    );
+    case.run(&mut emulator, &launch, &mut rng);
+    assert_eq!(case.header(out).marks, [0, 1 << 8]);
+    let status = case.status();
+    assert_eq!((status.nonfinite_ranks, status.mismatched_ranks), (1 << 40, 0b100));
+}
+
+#[test]
+fn a_sum_of_raw_values_written_as_a_payload_has_a_header_with_the_marks() {
+    let mut emulator = Emulator::start();
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let (tokens, features, ranks) = (3, 33, 2);
+    let site = Site::new(DeviceCodec::None, features, ranks, &mut rng);
+    let mut case = Case::new(tokens, features);
+    let sum = payloads(&mut case, &site, Dtype::Bf16, ranks, &mut rng);
+    let (_, buffer, at) = case.pointers[2];
+    case.buffers[buffer][at - HEADER_LEN..][..4].copy_from_slice(&3u32.to_le_bytes());
+    let len = tokens * features * 2;
+    let out = case.payload(offset_of!(Call, payload), 0, Header::default(), &vec![0xa5; len]);
+    case.pointers.push((offset_of!(Call, output), out, HEADER_LEN));
+    let launch = Launch::decode(DeviceCodec::None, Dtype::Bf16, features, tokens);
+    case.run(&mut emulator, &launch, &mut rng);
+    let got = elements(Dtype::Bf16, &case.buffers[out][HEADER_LEN..]);
+    same(&got, &Elements::of(Dtype::Bf16, &sum), "raw sum");
+    let header = case.header(out);
+    assert_eq!((header.tag, header.marks, header.nonfinite), (TAG + 1, [0b10, 0], 0));
+    assert_eq!(case.status().nonfinite_ranks, 0b10);
 }

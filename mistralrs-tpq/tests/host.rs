@@ -12,11 +12,12 @@ use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mistralrs_tpq::codec::{Dtype, Dynamic, Values, ValuesMut};
+use mistralrs_tpq::codec::{Dynamic, Values, ValuesMut};
 use mistralrs_tpq::exchange::{Communicator, ExchangeConfig, Site};
-use mistralrs_tpq::manifest::{Digest, Header, Layer, Manifest};
+use mistralrs_tpq::manifest::Manifest;
 use mistralrs_tpq::transport::tcp::{MeshConfig, Secret, TcpMesh};
 
+use common::manifest::{layer, manifest};
 use common::namespace::{inside, run_inside, sh};
 use common::within;
 use group::{identity, PATIENCE};
@@ -128,12 +129,12 @@ fn a_manifest_on_a_full_disk() {
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path();
     assert!(sh(&format!("mount -t tmpfs -o size=64k tmpfs {}", disk.display())));
-    let older = manifest(64);
+    let older = of_size(64);
     let path = older.write(disk).unwrap();
     let files = || std::fs::read_dir(disk).unwrap().count();
     assert_eq!(files(), 2);
 
-    let message = manifest(32_768).write(disk).unwrap_err().to_string();
+    let message = of_size(32_768).write(disk).unwrap_err().to_string();
     assert!(
         message.starts_with(&format!("cannot write {}", disk.join("scales.safetensors").display()))
             && message.contains("No space left"),
@@ -149,22 +150,10 @@ fn unmount(disk: &Path) {
 }
 
 /// Two ranks' ranges of one layer: 8 bytes a feature.
-fn manifest(features: usize) -> Manifest {
-    let header = Header {
-        model: Digest([3; 32]),
-        dtype: Dtype::F32,
-        world_size: 2,
-        corpus: Digest([4; 32]),
-        sequences: 6,
-        tokens: 64,
-        ema: 0.99,
-    };
-    let layer = Layer::new(
+fn of_size(features: usize) -> Manifest {
+    manifest(vec![layer(
         "model.layers.0.mlp.down_proj",
-        features,
-        vec![3],
+        &[3],
         vec![1.0; 2 * features],
-        17.5,
-    );
-    Manifest::new(header, vec![layer.unwrap()]).unwrap()
+    )])
 }

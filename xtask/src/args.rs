@@ -30,8 +30,12 @@ pub enum Command {
     Demo(DemoArgs),
     /// Run the tests: the fast ones without the engine first, then everything
     Test(TestArgs),
+    /// Show what a patch series does on a checkout of an engine that is not published: apply, take off, compile, test
+    EngineCheck(EngineCheckArgs),
     /// Compile the CUDA kernels for sm_80, sm_86, sm_89 and sm_90 without a GPU; report registers and spills
     CudaCheck,
+    /// Validate the Kubernetes manifests and the compose file of examples/multi-host against their schemas
+    ManifestCheck,
     /// Format, lints, docs, tests and the demo: what must pass before a change lands
     Ci,
 }
@@ -82,6 +86,17 @@ pub struct InstallArgs {
     /// Replace programs of the same name that another `cargo install` put there
     #[arg(long)]
     pub force: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct EngineCheckArgs {
+    /// Unpatched mistral.rs checkout, such as one of the git tag v0.9.2; it is only read
+    #[arg(value_name = "CHECKOUT")]
+    pub checkout: PathBuf,
+
+    /// Compile nothing (seconds instead of half an hour)
+    #[arg(long)]
+    pub series_only: bool,
 }
 
 #[derive(Debug, Clone, clap::Args)]

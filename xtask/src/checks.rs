@@ -11,6 +11,7 @@ use anyhow::{bail, ensure, Context, Result};
 
 use crate::args::TestArgs;
 use crate::cuda_check;
+use crate::manifest_check;
 use crate::setup;
 use crate::workspace::Workspace;
 
@@ -51,10 +52,13 @@ pub fn ci(workspace: &Workspace) -> Result<ExitCode> {
     )?;
     // In the profile of the build, whose build scripts (CMake, C) and procedural macros it then shares.
     run.step("clippy", &[clippy.as_slice(), &[&RELEASE, &DENY_WARNINGS]].concat())?;
+    let example: [&[&str]; 4] = [&["clippy", "-p", "embed"], &["--all-targets"], &RELEASE, &DENY_WARNINGS];
+    run.step("clippy (examples/embed)", &example)?;
     let deny = [("RUSTDOCFLAGS", "-D warnings")];
     run.step_with("doc", &[&["doc"], &CRATE[..], &RELEASE, &["--no-deps"]], &deny)?;
     run.step_with("doc (xtask)", &[&["doc"], &XTASK[..], &["--no-deps"]], &deny)?;
     run.timed("cuda-check", || cuda_check::check(workspace))?;
+    run.timed("manifest-check", || manifest_check::check(workspace))?;
     run.tests(false)?;
     run.demo()?;
     run.summary();

@@ -1,10 +1,12 @@
 //! Writes the seeds that the crate's own encoders make, into `corpus/`.
 
+#[path = "../../../mistralrs-tpq/tests/common/manifest.rs"]
+mod small;
+
 use std::path::Path;
 
 use mistralrs_tpq::codec::{Codec, Dtype, Dynamic, Values};
 use mistralrs_tpq::command::Command;
-use mistralrs_tpq::manifest::{Digest, Header, Layer, Manifest};
 use mistralrs_tpq::wire::{
     handshake, ControlKind, ControlPrefix, FrameHeader, FrameKind, Hello, HelloField, Identity, Purpose, Refusal, Reply,
 };
@@ -82,22 +84,11 @@ fn frames() {
 
 fn manifest() {
     let layer = |name: &str| {
-        let ranges = (1..=64_u8).map(f32::from).collect();
-        Layer::new(name, 32, vec![3, 31], ranges, 17.5).expect("a layer")
-    };
-    let header = Header {
-        model: Digest([3; 32]),
-        dtype: Dtype::F32,
-        world_size: 2,
-        corpus: Digest([4; 32]),
-        sequences: 6,
-        tokens: 64,
-        ema: 0.99,
+        small::layer(name, &[3, 31], (1..=64_u8).map(f32::from).collect())
     };
     let layers = vec![layer("model.layers.0.mlp.down_proj"), layer("model.layers.0.self_attn.o_proj")];
     let folder = tempfile::tempdir().expect("a folder");
-    let manifest = Manifest::new(header, layers).expect("a manifest");
-    let path = manifest.write(folder.path()).expect("written");
+    let path = small::manifest(layers).write(folder.path()).expect("written");
     write("manifest", "seed", &std::fs::read(&path).expect("manifest"));
     let scales = std::fs::read(path.with_file_name("scales.safetensors"));
     write("scales", "seed", &scales.expect("scales"));

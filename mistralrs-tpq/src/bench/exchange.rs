@@ -69,12 +69,12 @@ impl Default for Effort {
 
 /// What one rank reports to rank 0.
 #[derive(Debug, Serialize, Deserialize)]
-struct Report {
-    us_median: f64,
-    us_p99: f64,
-    bytes_sent: u64,
-    wrong: u64,
-    digest: [u8; 32],
+pub(super) struct Report {
+    pub(super) us_median: f64,
+    pub(super) us_p99: f64,
+    pub(super) bytes_sent: u64,
+    pub(super) wrong: u64,
+    pub(super) digest: [u8; 32],
 }
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -85,21 +85,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// A failed exchange, or a codec that cannot be made without a model.
 pub fn run(transport: &Arc<dyn Transport>, case: Case, base: ExchangeConfig, effort: Effort) -> Result<Option<Row>> {
     let (rank, ranks) = (transport.rank(), transport.world_size());
-    let codec = inputs::codec(case.codec, ranks, case.features)
-        .with_context(|| format!("codec {} needs a calibrated model", case.codec.name()))?;
-    let config = ExchangeConfig {
-        algorithm: case.algorithm,
-        gather_bits: case.gather_bits,
-        ..base
-    };
-    let communicator = Communicator::new(Arc::clone(transport), config);
-    let site = Site {
-        id: 0,
-        name: "bench".into(),
-    };
-    let len = case.tokens * case.features;
-    let own = inputs::rows(rank, case.tokens, case.features, case.dtype);
-    let input = Tensor::repeat(case.dtype, &own, len);
+    let codec = codec(case, ranks)?;
+    let communicator = Communicator::new(Arc::clone(transport), config(case, base));
+    let site = site();
+    let input = input(case, rank);
     let mut output = input.clone();
     let mut bytes_sent = 0;
     let mut once = || -> Result<f64> {
@@ -108,18 +97,54 @@ pub fn run(transport: &Arc<dyn Transport>, case: Case, base: ExchangeConfig, eff
         bytes_sent = stats.bytes_sent;
         Ok(start.elapsed().as_secs_f64())
     };
-    once()?;
-    let estimate = once()?.min(once()?);
-    let times = repetitions(transport, estimate, effort)?;
-    let mut seconds = (0..times).map(|_| once()).collect::<Result<Vec<f64>>>()?;
+    let (us_median, us_p99) = time(transport, effort, &mut once)?;
     let report = Report {
-        us_median: quantile(&mut seconds, 0.5) * 1e6,
-        us_p99: quantile(&mut seconds, 0.99) * 1e6,
+        us_median,
+        us_p99,
         bytes_sent,
         wrong: count_wrong(case, ranks, &*codec, &output),
         digest: Sha256::digest(output.bytes()).into(),
     };
     gather(transport, case, report)
+}
+
+pub(super) fn codec(case: Case, ranks: usize) -> Result<Box<dyn Codec>> {
+    inputs::codec(case.codec, ranks, case.features)
+        .with_context(|| format!("codec {} needs a calibrated model", case.codec.name()))
+}
+
+pub(super) fn config(case: Case, base: ExchangeConfig) -> ExchangeConfig {
+    ExchangeConfig {
+        algorithm: case.algorithm,
+        gather_bits: case.gather_bits,
+        ..base
+    }
+}
+
+pub(super) fn site() -> Site {
+    Site {
+        id: 0,
+        name: "bench".into(),
+    }
+}
+
+/// This rank's partial sum.
+pub(super) fn input(case: Case, rank: usize) -> Tensor {
+    let own = inputs::rows(rank, case.tokens, case.features, case.dtype);
+    Tensor::repeat(case.dtype, &own, case.tokens * case.features)
+}
+
+/// Median and 99th percentile of `once`, which says how many seconds it took, in microseconds.
+pub(super) fn time(
+    transport: &Arc<dyn Transport>,
+    effort: Effort,
+    once: &mut dyn FnMut() -> Result<f64>,
+) -> Result<(f64, f64)> {
+    once()?;
+    let estimate = once()?.min(once()?);
+    let times = repetitions(transport, estimate, effort)?;
+    let mut seconds = (0..times).map(|_| once()).collect::<Result<Vec<f64>>>()?;
+    Ok((quantile(&mut seconds, 0.5) * 1e6, quantile(&mut seconds, 0.99) * 1e6))
 }
 
 /// Rank 0 decides how often a case runs, as the others cannot know how long it took there.
@@ -139,7 +164,7 @@ fn repetitions(transport: &Arc<dyn Transport>, estimate: f64, effort: Effort) ->
     }
 }
 
-fn gather(transport: &Arc<dyn Transport>, case: Case, own: Report) -> Result<Option<Row>> {
+pub(super) fn gather(transport: &Arc<dyn Transport>, case: Case, own: Report) -> Result<Option<Row>> {
     let ranks = transport.world_size();
     if transport.rank() > 0 {
         transport.send_message(0, &serde_json::to_vec(&own)?)?;

@@ -28,6 +28,15 @@ impl Tensor {
         }
     }
 
+    /// Little-endian elements; what is left over of the last one is dropped.
+    pub fn from_bytes(dtype: Dtype, bytes: &[u8]) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+            Dtype::Bf16 => Self::Bf16(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).collect()),
+            Dtype::F16 => Self::F16(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
+        }
+    }
+
     pub fn values(&self) -> Values<'_> {
         match self {
             Self::F32(v) => Values::F32(v),

@@ -4,6 +4,8 @@
 //! Every rank of a group runs [`exchange::run`] with the same cases; rank 0 gets the rows.
 
 pub mod codec;
+#[cfg(feature = "cuda")]
+pub mod device_exchange;
 #[cfg(feature = "engine")]
 pub mod engine;
 pub mod exchange;

@@ -1,7 +1,8 @@
 //! What a link costs, from measured exchanges.
 
 use super::Row;
-use crate::exchange::{Algorithm, Chosen, LinkTable};
+use crate::codec::Dtype;
+use crate::exchange::{Algorithm, Chosen, Gate, GateEntry, LinkTable};
 
 /// Fits latency, cost of a message and rate to `rows` by least squares of the relative errors. `None` when they are too few
 /// or too much alike to tell.
@@ -32,6 +33,54 @@ pub fn fit(rows: &[Row]) -> Option<LinkTable> {
         message_ns: message.max(0.0) as u64,
         kbyte_per_s: (1e6 / per_byte).max(1.0) as u64,
     })
+}
+
+/// Where compression pays, by what was measured: the smallest size from which on some algorithm with a codec was no slower than
+/// raw values were, up to the largest size measured. Sizes without rows of both kinds say nothing.
+pub fn gate(rows: &[Row]) -> Gate {
+    let mut gate = Gate::default();
+    let mut kinds: Vec<(usize, Dtype)> = Vec::new();
+    for row in rows {
+        let dtypes = [Dtype::F32, Dtype::Bf16, Dtype::F16];
+        let Some(dtype) = dtypes.into_iter().find(|dtype| dtype.name() == row.dtype) else {
+            continue;
+        };
+        if kinds.contains(&(row.ranks, dtype)) {
+            continue;
+        }
+        kinds.push((row.ranks, dtype));
+        let of_kind = rows
+            .iter()
+            .filter(|other| (other.ranks, &other.dtype) == (row.ranks, &row.dtype));
+        let mut sizes: Vec<(usize, f64, f64)> = Vec::new();
+        for row in of_kind {
+            let bytes = row.tokens * row.features * dtype.size();
+            let at = sizes.iter().position(|(size, ..)| *size == bytes).unwrap_or_else(|| {
+                sizes.push((bytes, f64::INFINITY, f64::INFINITY));
+                sizes.len() - 1
+            });
+            let (_, raw, coded) = &mut sizes[at];
+            let best = if row.codec == "none" { raw } else { coded };
+            *best = best.min(row.us_median);
+        }
+        sizes.retain(|(_, raw, coded)| raw.is_finite() && coded.is_finite());
+        sizes.sort_by_key(|(bytes, ..)| *bytes);
+        if sizes.is_empty() {
+            continue;
+        }
+        let slower = sizes.iter().rposition(|(_, raw, coded)| coded > raw);
+        let from_bytes = match slower.map_or(Some(0), |last| (last + 1 < sizes.len()).then_some(last + 1)) {
+            Some(0) => 0,
+            Some(first) => sizes[first].0 as u64,
+            None => u64::MAX,
+        };
+        gate.add(GateEntry {
+            ranks: row.ranks,
+            dtype,
+            from_bytes,
+        });
+    }
+    gate
 }
 
 /// What a row ran. `auto` ran something else for each size, so its rows say nothing here.
@@ -133,5 +182,38 @@ mod tests {
     fn one_size_is_too_little_to_tell() {
         let table = LinkTable::default();
         assert_eq!(fit(&rows(2, table)[..1]), None);
+    }
+
+    fn timed(dtype: &str, bytes: usize, codec: &str, us_median: f64) -> Row {
+        Row {
+            features: bytes / 2,
+            dtype: dtype.to_owned(),
+            codec: codec.to_owned(),
+            us_median,
+            ..rows(2, LinkTable::default())[0].clone()
+        }
+    }
+
+    #[test]
+    fn the_gate_opens_where_compression_stays_no_slower_than_raw_values() {
+        let mut measured = Vec::new();
+        // A lucky small size does not open it.
+        for (bytes, raw, coded) in [
+            (1 << 10, 5.0, 4.0),
+            (1 << 12, 6.0, 9.0),
+            (1 << 14, 10.0, 10.0),
+            (1 << 16, 30.0, 12.0),
+        ] {
+            measured.push(timed("bf16", bytes, "none", raw));
+            measured.push(timed("bf16", bytes, "paper", coded + 1.0));
+            measured.push(timed("bf16", bytes, "dynamic", coded));
+        }
+        let from_bytes = |rows: &[Row]| gate(rows).entries().map(|entry| entry.from_bytes).collect::<Vec<_>>();
+        assert_eq!(from_bytes(&measured), [1 << 14]);
+        measured.push(timed("bf16", 1 << 18, "none", 40.0));
+        measured.push(timed("bf16", 1 << 18, "paper", 41.0));
+        assert_eq!(from_bytes(&measured), [u64::MAX]);
+        assert_eq!(from_bytes(&measured[..3]), [0]);
+        assert_eq!(from_bytes(&measured[..1]), [0_u64; 0], "nothing to compare with");
     }
 }

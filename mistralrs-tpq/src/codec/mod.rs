@@ -12,9 +12,10 @@
 //! | [`Rd`] | a BF16 gain, then by calibrated class 1 to 16 bits | as budgeted | as budgeted |
 //! | [`RdEntropy`] | states and bytes of a range coder, the gain in them | as budgeted | as budgeted |
 //!
-//! Numbers are little endian; of two 4-bit codes the first is the low nibble. `scalar.rs` is the specification of every
-//! bit; `simd/` follows it exactly, so ranks with different processors end with the same sums. Nothing here passes
-//! through FP16 (its largest value, 65504, is smaller than real partial sums), and no call allocates.
+//! Numbers are little endian; of two 4-bit codes the first is the low nibble. `scalar.rs`, `rd/row.rs` and
+//! `entropy/spec.rs` are the specification of every bit; faster code follows it exactly, so ranks with different processors
+//! end with the same sums. Nothing here passes through FP16 (its largest value, 65504, is smaller than real partial sums), and
+//! no call allocates once a thread has seen its widest layer.
 
 pub(crate) mod bins;
 mod bound;
@@ -106,6 +107,11 @@ pub trait Codec: std::fmt::Debug + Send + Sync {
     /// A part decodes to the same bits as its features in a whole row: a token's sum must not depend on how many there are.
     fn split(&self, ways: usize) -> Option<Split> {
         let _ = ways;
+        None
+    }
+
+    /// The calibration of `paper`, for a copy of it on a GPU; `None` for the other codecs.
+    fn paper_tables(&self) -> Option<&PaperTables> {
         None
     }
 }

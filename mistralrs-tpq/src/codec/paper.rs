@@ -300,4 +300,8 @@ impl Codec for Paper {
         };
         Some(self.splits.get(self.tables.features, ways, part))
     }
+
+    fn paper_tables(&self) -> Option<&PaperTables> {
+        Some(&self.tables)
+    }
 }

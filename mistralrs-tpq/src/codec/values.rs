@@ -44,6 +44,11 @@ pub(super) trait Element: Copy {
 
     /// Exact: every BF16 and F16 is an f32.
     fn to_f32(self) -> f32;
+
+    /// The elements themselves, where they are f32.
+    fn as_f32(_values: &[Self]) -> Option<&[f32]> {
+        None
+    }
 }
 
 impl Element for f32 {
@@ -52,6 +57,11 @@ impl Element for f32 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
+    }
+
+    #[inline(always)]
+    fn as_f32(values: &[Self]) -> Option<&[f32]> {
+        Some(values)
     }
 }
 

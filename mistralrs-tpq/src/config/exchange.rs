@@ -4,11 +4,13 @@ use super::defaults;
 use super::error::ConfigError;
 use super::plan::read_text;
 use super::raw::{Document, Section};
-use crate::exchange::{Algorithm, GatherBits, LinkTable};
+use crate::codec::Dtype;
+use crate::cuda::GpuLink;
+use crate::exchange::{Algorithm, Gate, GateEntry, GatherBits, LinkTable};
 use serde_yaml::Value;
 use std::path::Path;
 
-pub(super) const KEYS: [&str; 8] = [
+pub(super) const KEYS: [&str; 9] = [
     "algorithm",
     "batch_invariant",
     "gather_bits",
@@ -17,6 +19,7 @@ pub(super) const KEYS: [&str; 8] = [
     "min_bytes",
     "prefill_only",
     "table",
+    "gpu_link",
 ];
 
 /// What happens to NaN or infinity in a partial sum.
@@ -44,11 +47,16 @@ pub struct ExchangePlan {
     /// Exchanges of decode steps stay lossless.
     pub prefill_only: bool,
     pub table: LinkTable,
+    /// Where compression pays, as measured with the table.
+    pub gate: Gate,
+    /// What carries payloads between GPUs; without effect on processors.
+    pub gpu_link: GpuLink,
 }
 
 impl ExchangePlan {
     pub(super) fn parse(section: &Section<'_>, origin: &Path) -> Result<Self, ConfigError> {
         let algorithms = Algorithm::ALL.map(|algorithm| (algorithm.name(), algorithm));
+        let links = GpuLink::ALL.map(|link| (link.name(), link));
         let nonfinite = [("fail", Nonfinite::Fail), ("fallback", Nonfinite::Fallback)];
         let gather_bits = match section.integer("gather_bits", 4, 8)? {
             None => GatherBits::default(),
@@ -56,6 +64,7 @@ impl ExchangePlan {
             Some(8) => GatherBits::Eight,
             Some(other) => return Err(section.wrong("gather_bits", &Value::from(other), "4 or 8")),
         };
+        let (table, gate) = table(section, origin)?;
         let plan = Self {
             batch_invariant: false,
             algorithm: section.choice("algorithm", &algorithms)?.unwrap_or_default(),
@@ -66,7 +75,9 @@ impl ExchangePlan {
                 .unwrap_or(defaults::MIN_TOKENS),
             min_bytes: section.integer("min_bytes", 0, u64::from(u32::MAX))?.unwrap_or(0),
             prefill_only: section.boolean("prefill_only")?.unwrap_or(false),
-            table: table(section, origin)?,
+            table,
+            gate,
+            gpu_link: section.choice("gpu_link", &links)?.unwrap_or_default(),
         };
         let batch_invariant = match (section.boolean("batch_invariant")?, plan.depends_on_the_batch()) {
             (Some(true), Some(key)) => {
@@ -107,7 +118,7 @@ impl ExchangePlan {
             message_ns,
             kbyte_per_s,
         } = self.table;
-        format!(
+        let always = format!(
             "algorithm={}\nbatch_invariant={}\ngather_bits={}\nnonfinite={nonfinite}\nmin_tokens={}\nmin_bytes={}\nprefill_only={}\n\
              table={latency_ns} {message_ns} {kbyte_per_s}\n",
             self.algorithm.name(),
@@ -116,13 +127,24 @@ impl ExchangePlan {
             self.min_tokens,
             self.min_bytes,
             self.prefill_only,
-        )
+        );
+        // Only where they say something, so that older digests stay what they were.
+        let gate: String = self
+            .gate
+            .entries()
+            .map(|entry| format!("gate={}\n", gate_text(entry)))
+            .collect();
+        let link = match self.gpu_link {
+            GpuLink::Auto => String::new(),
+            link => format!("gpu_link={}\n", link.name()),
+        };
+        always + &gate + &link
     }
 }
 
 /// The text of a table file; [`read_table`] reads it.
-pub fn table_text(table: &LinkTable) -> String {
-    format!(
+pub fn table_text(table: &LinkTable, gate: &Gate) -> String {
+    let costs = format!(
         "# What the links of this group cost; `exchange.table` in tpq.yaml names this file. All ranks need the same.\n\
          version: 1\n\
          # From a send to its arrival, short message. Nanoseconds.\n\
@@ -132,35 +154,85 @@ pub fn table_text(table: &LinkTable) -> String {
          # What a rank sends, all peers together. Kilobytes (1000 bytes) a second.\n\
          kbyte_per_s: {}\n",
         table.latency_ns, table.message_ns, table.kbyte_per_s
-    )
+    );
+    let mut entries = gate.entries().peekable();
+    if entries.peek().is_none() {
+        return costs;
+    }
+    let entries: String = entries.map(|entry| format!("  - {}\n", gate_text(entry))).collect();
+    costs + "# Ranks, dtype, and the raw bytes of a message from which on compression pays: shorter ones are exact.\ngate:\n" + &entries
+}
+
+fn gate_text(
+    GateEntry {
+        ranks,
+        dtype,
+        from_bytes,
+    }: GateEntry,
+) -> String {
+    format!("{ranks} {} {from_bytes}", dtype.name())
+}
+
+fn gate_entry(text: &str) -> Option<GateEntry> {
+    let mut words = text.split_whitespace();
+    let (ranks, dtype, from_bytes) = (words.next()?, words.next()?, words.next()?);
+    let dtypes = [Dtype::F32, Dtype::Bf16, Dtype::F16];
+    let entry = GateEntry {
+        ranks: ranks
+            .parse()
+            .ok()
+            .filter(|ranks| (2..=defaults::MAX_WORLD_SIZE).contains(ranks))?,
+        dtype: dtypes.into_iter().find(|known| known.name() == dtype)?,
+        from_bytes: from_bytes.parse().ok()?,
+    };
+    words.next().is_none().then_some(entry)
+}
+
+fn gate(root: &Section<'_>) -> Result<Gate, ConfigError> {
+    const EXPECTED: &str = "a list with entries as `2 bf16 65536`: ranks, dtype, bytes; one for each ranks and dtype";
+    let mut gate = Gate::default();
+    match root.get("gate") {
+        None => {}
+        Some(Value::Sequence(items)) => {
+            for item in items {
+                let entry = item.as_str().and_then(gate_entry);
+                if !entry.is_some_and(|entry| gate.add(entry)) {
+                    return Err(root.wrong("gate", item, EXPECTED));
+                }
+            }
+        }
+        Some(other) => return Err(root.wrong("gate", other, EXPECTED)),
+    }
+    Ok(gate)
 }
 
 /// Reads a table that `tpq bench exchange --write-table` wrote.
 ///
 /// # Errors
 /// An unreadable file, unknown keys, values that are absent or out of range.
-pub fn read_table(path: &Path) -> Result<LinkTable, ConfigError> {
+pub fn read_table(path: &Path) -> Result<(LinkTable, Gate), ConfigError> {
     /// A minute of latency, and more than any network card moves: beyond these a number is in another unit.
     const NANOSECONDS: u64 = 60_000_000_000;
     const KBYTE_PER_S: u64 = 1_000_000_000;
     let text = read_text(path)?;
     let document = Document::new(path, &text);
-    let root = document.root(&["version", "latency_ns", "message_ns", "kbyte_per_s"])?;
+    let root = document.root(&["version", "latency_ns", "message_ns", "kbyte_per_s", "gate"])?;
     super::plan::check_version(&root)?;
     let number = |key, min, max| {
         let value = root.integer(key, min, max)?;
         value.ok_or_else(|| root.missing(key, "write the table anew with `tpq bench exchange --write-table`"))
     };
-    Ok(LinkTable {
+    let table = LinkTable {
         latency_ns: number("latency_ns", 0, NANOSECONDS)?,
         message_ns: number("message_ns", 0, NANOSECONDS)?,
         kbyte_per_s: number("kbyte_per_s", 1, KBYTE_PER_S)?,
-    })
+    };
+    Ok((table, gate(&root)?))
 }
 
-fn table(section: &Section<'_>, origin: &Path) -> Result<LinkTable, ConfigError> {
+fn table(section: &Section<'_>, origin: &Path) -> Result<(LinkTable, Gate), ConfigError> {
     match section.get("table") {
-        None => Ok(LinkTable::default()),
+        None => Ok(Default::default()),
         Some(Value::String(path)) if !path.is_empty() => {
             read_table(&origin.parent().unwrap_or(Path::new("")).join(path))
         }

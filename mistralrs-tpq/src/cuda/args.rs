@@ -17,7 +17,11 @@ pub const HEADER_LEN: usize = size_of::<Header>();
 pub struct Header {
     pub nonfinite: u32,
     pub clipped: u32,
-    pub reserved: [u32; 2],
+    /// Of a sum: ranks whose partial sums had NaN or infinity, low word first.
+    pub marks: [u32; 2],
+    /// What the payload is of, see [`Call::tag`].
+    pub tag: u32,
+    pub reserved: [u32; 3],
 }
 
 /// Written by kernels, read by the host whenever it likes. Masks have bit r for rank r.
@@ -31,6 +35,10 @@ pub struct Status {
     pub nonfinite_ranks: u64,
     /// Ranks whose payload no encoder sends.
     pub malformed_ranks: u64,
+    /// Ranks whose payload is of another exchange than this rank's.
+    pub mismatched_ranks: u64,
+    /// Ranks that did not come to a barrier in time.
+    pub absent_ranks: u64,
 }
 
 /// Addresses of a [`PaperLayout`](super::PaperLayout) on the device; zero for the other codecs.
@@ -50,7 +58,7 @@ pub struct Table {
     pub reserved: u32,
 }
 
-/// One launch of encode, decode_accumulate or reduce_requantize; each reads the fields it needs.
+/// One launch of encode, decode_accumulate, reduce_requantize or place; each reads the fields it needs.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Call {
@@ -80,5 +88,26 @@ pub struct Call {
     pub ranks: u32,
     /// Row of `to`.
     pub to_rank: u32,
-    pub reserved: u32,
+    /// Rows of the payloads that are read, before those of this call.
+    pub first_row: u32,
+    /// Written to the header of `payload`.
+    pub tag: u32,
+    /// Expected in the headers of `payloads`.
+    pub from_tag: u32,
+}
+
+/// One launch of barrier. All counts are of barriers since the ranks met.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Barrier {
+    /// By rank: how far this rank has got with each of them.
+    pub reached: u64,
+    /// By rank: what each of them has told this rank.
+    pub inbox: u64,
+    /// The inbox of each rank, in its own memory.
+    pub inboxes: [u64; MAX_RANKS],
+    pub status: u64,
+    pub patience_ns: u64,
+    pub rank: u32,
+    pub ranks: u32,
 }

@@ -1,7 +1,9 @@
 //! A site's calibration as the kernels read it. The scalar code patches a row after it went over it; a thread has no
 //! "after", so each chunk of eight features or slots has a byte that says which of them are elsewhere, and where.
 
-use super::args::{CHUNK, OUTLIER};
+use std::mem::offset_of;
+
+use super::args::{Table, CHUNK, OUTLIER};
 use crate::codec::PaperTables;
 
 /// Tables of one site for all ranks. E features, k outliers, E - k slots.
@@ -60,6 +62,22 @@ impl PaperLayout {
 
     pub fn slots(&self) -> usize {
         self.slot_feature.len()
+    }
+
+    /// What a [`Table`] points to: where in it the address is, and the bytes there.
+    pub fn parts(&self) -> [(usize, &[u8]); 7] {
+        [
+            (offset_of!(Table, steps), bytemuck::cast_slice(&self.steps)),
+            (offset_of!(Table, inv_steps), bytemuck::cast_slice(&self.inv_steps)),
+            (offset_of!(Table, source), bytemuck::cast_slice(&self.source)),
+            (
+                offset_of!(Table, slot_feature),
+                bytemuck::cast_slice(&self.slot_feature),
+            ),
+            (offset_of!(Table, outliers), bytemuck::cast_slice(&self.outliers)),
+            (offset_of!(Table, patched_features), &self.patched_features),
+            (offset_of!(Table, patched_slots), &self.patched_slots),
+        ]
     }
 }
 

@@ -30,6 +30,10 @@ pub(super) struct Group {
     pub(super) communicator: Arc<Communicator>,
     pub(super) model: [u8; 32],
     pub(super) dtype: Dtype,
+    #[cfg(feature = "cuda")]
+    pub(super) exchange: crate::exchange::ExchangeConfig,
+    #[cfg(feature = "cuda")]
+    pub(super) device: super::device::DeviceSlot,
     identity: Identity,
     timeout: Duration,
     /// Rank 0: all others have loaded the model. Another rank: has said so.
@@ -50,6 +54,10 @@ impl Group {
         Ok(Arc::new(Self {
             communicator: Arc::new(Communicator::new(transport.clone(), links::exchange_config(plan))),
             transport,
+            #[cfg(feature = "cuda")]
+            exchange: links::exchange_config(plan),
+            #[cfg(feature = "cuda")]
+            device: super::device::DeviceSlot::default(),
             model: identity.model,
             dtype: identity.dtype,
             identity,

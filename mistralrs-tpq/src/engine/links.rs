@@ -99,5 +99,6 @@ pub(super) fn exchange_config(plan: &Plan) -> ExchangeConfig {
         gather_bits: plan.exchange.gather_bits,
         min_bytes: plan.exchange.min_bytes,
         table: plan.exchange.table,
+        gate: plan.exchange.gate,
     }
 }

@@ -11,6 +11,8 @@
 //! ```
 
 mod choice;
+#[cfg(feature = "cuda")]
+mod device;
 mod driver;
 mod fingerprint;
 mod group;

@@ -44,7 +44,50 @@ impl SiteReducer {
         })
     }
 
-    fn codec(&self, choice: usize, features: usize) -> anyhow::Result<&Arc<dyn Codec>> {
+    #[cfg(feature = "cuda")]
+    pub(super) fn node(&self) -> &Node {
+        &self.node
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// Counts the error of this rank's own partial sum, of a copy on the processor.
+    #[cfg(feature = "cuda")]
+    pub(super) fn verify(
+        &self,
+        choice: usize,
+        codec: &dyn Codec,
+        storage: &CpuStorage,
+        layout: &Layout,
+    ) -> anyhow::Result<()> {
+        let (start, end) = layout
+            .contiguous_offsets()
+            .context("the engine passed a partial sum that is not contiguous")?;
+        let values = match storage {
+            CpuStorage::F32(v) => Values::F32(&v[start..end]),
+            CpuStorage::BF16(v) => Values::Bf16(&v[start..end]),
+            CpuStorage::F16(v) => Values::F16(&v[start..end]),
+            other => anyhow::bail!("partial sums are f32, bf16 or f16, got {:?}", other.dtype()),
+        };
+        let error = own_error(codec, self.node.rank(), values);
+        self.node.count_error(choice, &self.site.name, error);
+        Ok(())
+    }
+
+    /// The codec of an exchange, of the node's choices. `decode`: one token a sequence.
+    pub(super) fn choice(&self, tokens: usize, decode: bool) -> usize {
+        let policy = &self.node.plan.exchange;
+        let small = (tokens as u64) < policy.min_tokens || (policy.prefill_only && decode);
+        match self.node.observing() || small || self.node.spared(&self.site.name) {
+            true => Node::LOSSLESS,
+            false => self.node.selected(),
+        }
+    }
+
+    pub(super) fn codec(&self, choice: usize, features: usize) -> anyhow::Result<&Arc<dyn Codec>> {
         let codecs = match self.codecs.get() {
             Some(codecs) => codecs,
             None => {
@@ -69,12 +112,7 @@ impl SiteReducer {
     fn exchange(&self, input: Values<'_>, output: ValuesMut<'_>, features: usize, decode: bool) -> anyhow::Result<()> {
         let tokens = input.len() / features.max(1);
         let node = &self.node;
-        let policy = &node.plan.exchange;
-        let small = (tokens as u64) < policy.min_tokens || (policy.prefill_only && decode);
-        let choice = match node.observing() || small || node.spared(&self.site.name) {
-            true => Node::LOSSLESS,
-            false => node.selected(),
-        };
+        let choice = self.choice(tokens, decode);
         let codec = self.codec(choice, features)?;
         if node.observing() {
             node.observe(&self.site.name, features, &to_f32(input))?;
@@ -147,6 +185,19 @@ impl CustomOp1 for AllReduceOp<'_> {
                 other.dtype()
             )),
         };
+        let site = &self.0.site.name;
+        let output = output.map_err(|error| candle(error.context(format!("all-reduce of {site} failed"))))?;
+        Ok((output, layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        storage: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let on_cpu = |storage: &CpuStorage, layout: &Layout| self.cpu_fwd(storage, layout);
+        let output = self.0.sum_on_device(storage, layout, on_cpu);
         let site = &self.0.site.name;
         let output = output.map_err(|error| candle(error.context(format!("all-reduce of {site} failed"))))?;
         Ok((output, layout.shape().clone()))

@@ -18,6 +18,7 @@ mod choices;
 mod doubling;
 mod error;
 mod frames;
+mod gate;
 mod in_order;
 mod in_process;
 mod lossless;
@@ -27,6 +28,7 @@ mod ring;
 mod scratch;
 mod slices;
 mod stage;
+mod staged;
 mod stream;
 mod sum_codec;
 mod two_shot;
@@ -36,8 +38,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use error::{ExchangeError, HeaderField};
+pub use gate::{Gate, GateEntry};
 pub use in_process::sum_in_process;
 pub use policy::{predict_bytes_sent, Algorithm, Chosen, LinkTable, Shape};
+pub use staged::{Delivery, Staging};
 pub use sum_codec::GatherBits;
 
 use self::choices::Choices;
@@ -87,6 +91,8 @@ pub struct ExchangeConfig {
     pub min_bytes: u64,
     /// What [`Algorithm::Auto`] reckons with.
     pub table: LinkTable,
+    /// Which further messages are exchanged without a codec.
+    pub gate: Gate,
 }
 
 impl Default for ExchangeConfig {
@@ -99,6 +105,7 @@ impl Default for ExchangeConfig {
             gather_bits: GatherBits::default(),
             min_bytes: 0,
             table: LinkTable::default(),
+            gate: Gate::default(),
         }
     }
 }

@@ -157,12 +157,17 @@ const SMALL_BYTES: usize = 64 << 10;
 const CANDIDATES: [Chosen; 4] = [Chosen::OneShot, Chosen::TwoShot, Chosen::Doubling, Chosen::Ring];
 
 pub(super) fn choose(config: &ExchangeConfig, shape: Shape, codec: &dyn Codec) -> Chosen {
+    choose_of(&CANDIDATES, config, shape, codec)
+}
+
+/// As [`choose`], where [`Algorithm::Auto`] has but these: GPUs have kernels for some algorithms only.
+pub(super) fn choose_of(candidates: &[Chosen], config: &ExchangeConfig, shape: Shape, codec: &dyn Codec) -> Chosen {
     if shape.world_size == 1 {
         return Chosen::Copy;
     }
     // `none` encodes to the input's own bytes: the lossless path sends the same without the copies.
     let raw = codec.name() == "none" && config.algorithm == Algorithm::Auto;
-    if raw || (shape.bytes() as u64) < config.min_bytes {
+    if raw || (shape.bytes() as u64) < config.min_bytes || config.gate.is_closed(standing_for(config, shape)) {
         return lossless(shape);
     }
     match config.algorithm {
@@ -171,7 +176,7 @@ pub(super) fn choose(config: &ExchangeConfig, shape: Shape, codec: &dyn Codec) -
         Algorithm::Ring => Chosen::Ring,
         Algorithm::Doubling => Chosen::Doubling,
         Algorithm::Lossless => lossless(shape),
-        Algorithm::Auto => cheapest(config, shape, codec),
+        Algorithm::Auto => cheapest(candidates, config, shape, codec),
     }
 }
 
@@ -189,6 +194,17 @@ pub(super) fn lossless(shape: Shape) -> Chosen {
 /// that suits it costs a single sequence's decode step at most one more latency, and a prefill nothing.
 const TYPICAL_TOKENS: usize = 64;
 
+/// The message by which is decided how `shape` is exchanged.
+const fn standing_for(config: &ExchangeConfig, shape: Shape) -> Shape {
+    match config.batch_invariant {
+        true => Shape {
+            tokens: TYPICAL_TOKENS,
+            ..shape
+        },
+        false => shape,
+    }
+}
+
 /// Whether a token's sum has the same bits in every batch. `ring` adds in an order that depends on the token's place. `two_shot`
 /// encodes groups of 32 features, which are the same in slices by rows and by features where each rank has a whole group.
 const fn is_batch_invariant(chosen: Chosen, shape: Shape) -> bool {
@@ -199,14 +215,8 @@ const fn is_batch_invariant(chosen: Chosen, shape: Shape) -> bool {
     }
 }
 
-fn cheapest(config: &ExchangeConfig, shape: Shape, codec: &dyn Codec) -> Chosen {
-    let shape = match config.batch_invariant {
-        true => Shape {
-            tokens: TYPICAL_TOKENS,
-            ..shape
-        },
-        false => shape,
-    };
+fn cheapest(candidates: &[Chosen], config: &ExchangeConfig, shape: Shape, codec: &dyn Codec) -> Chosen {
+    let shape = standing_for(config, shape);
     let cost = |chosen: Chosen| {
         let busiest = (0..shape.world_size)
             .map(|rank| predict_bytes_sent(chosen, shape, rank, codec, config.gather_bits))
@@ -216,8 +226,9 @@ fn cheapest(config: &ExchangeConfig, shape: Shape, codec: &dyn Codec) -> Chosen 
     };
     let allowed = |chosen: &Chosen| !config.batch_invariant || is_batch_invariant(*chosen, shape);
     // The first of equals.
-    let cheapest = CANDIDATES
-        .into_iter()
+    let cheapest = candidates
+        .iter()
+        .copied()
         .filter(allowed)
         .min_by_key(|chosen| cost(*chosen));
     cheapest.unwrap_or(Chosen::OneShot)

@@ -26,7 +26,7 @@ impl GatherBits {
 
     /// The codec for sums of `features` features; takes no memory of its own. Calibrated ranges for sums would come in
     /// here.
-    pub(super) fn codec(self, features: usize) -> Dynamic {
+    pub(crate) fn codec(self, features: usize) -> Dynamic {
         match self {
             Self::Four => Dynamic::new(features),
             Self::Eight => Dynamic::wide(features),

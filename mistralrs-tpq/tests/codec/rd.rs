@@ -1,9 +1,11 @@
 //! `rd`: pinned bytes, refusals, and what gain and classes promise.
 
 use mistralrs_tpq::calibrate::{rd_tables, LayerStatistics, RangeObserver, Selection};
-use mistralrs_tpq::codec::{Codec, CodecError, Dtype, Rd, RdRank, RdTables, RdTablesError, CLASSES};
+use mistralrs_tpq::codec::{Codec, CodecError, Dtype, Level, Rd, RdRank, RdTables, RdTablesError, CLASSES};
+use proptest::prelude::*;
 
 use crate::support::*;
+use crate::DTYPES;
 
 fn rd(bits: &[u8], steps: &[f32]) -> Rd {
     let (bits, steps) = (bits.to_vec(), steps.to_vec());
@@ -108,6 +110,51 @@ fn tables_that_make_no_sense_are_refused() {
         assert!(matches!(tables(&[4], &[step]), RdTablesError::Step { .. }), "{step}");
     }
     assert_eq!(RdTables::row_len(CLASSES), 2 + 2 + 1 + 2 + 1 + 1);
+}
+
+fn assert_same_bits_on_all_levels(codec: &Rd, values: &[f32]) {
+    let (scalar, best) = (
+        codec.clone().with_level(Level::scalar()),
+        codec.clone().with_level(Level::best()),
+    );
+    for dtype in DTYPES {
+        assert_same_bits(&scalar, &best, 0, &Tensor::new(dtype, values), values.len() as u32);
+    }
+}
+
+#[test]
+fn simd_gives_the_bits_of_the_specification_for_every_class_at_every_length() {
+    for bits in CLASSES {
+        for features in 1..=100 {
+            let codec = rd(&vec![bits; features], &vec![0.3; features]);
+            let mut noise = Noise(features as u32);
+            let values: Vec<f32> = (0..2 * features)
+                .map(|_| noise.next() as i32 as f32 / (1 << 29) as f32)
+                .collect();
+            assert_same_bits_on_all_levels(&codec, &values);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn simd_gives_the_bits_of_the_specification_for_any_classes(
+        features in prop::collection::vec((prop::sample::select(&CLASSES[..]), 1e-3f32..10.0), 1..700),
+        seed in any::<u32>(),
+        exponent in -40i32..30,
+        special in prop::option::weighted(0.3, (any::<prop::sample::Index>(), any_value())),
+    ) {
+        let (bits, steps): (Vec<u8>, Vec<f32>) = features.into_iter().unzip();
+        let codec = rd(&bits, &steps);
+        let mut noise = Noise(seed);
+        let mut values: Vec<f32> = (0..2 * bits.len())
+            .map(|_| noise.next() as i32 as f32 * ((exponent - 31) as f32).exp2())
+            .collect();
+        if let Some((at, x)) = special {
+            *at.get_mut(&mut values) = x;
+        }
+        assert_same_bits_on_all_levels(&codec, &values);
+    }
 }
 
 /// Tokens whose loudness varies by a factor of e around a median, features by one of 10: what a partial sum looks like.

@@ -53,8 +53,8 @@ impl Site {
             Box::new(NoCodec::new(self.features())),
             Box::new(self.paper(level)),
             Box::new(Dynamic::new(self.features()).with_level(level)),
-            Box::new(self.rd()),
-            Box::new(self.rd_entropy()),
+            Box::new(self.rd().with_level(level)),
+            Box::new(self.rd_entropy().with_level(level)),
             Box::new(Dynamic::wide(self.features()).with_level(level)),
         ]
     }

@@ -5,6 +5,7 @@
 
 pub mod http;
 pub mod logits;
+pub mod manifest;
 pub mod model;
 #[cfg(target_os = "linux")]
 pub mod namespace;

@@ -1,7 +1,8 @@
 //! The section `exchange`: what ranks must agree on, and the table of the links.
 
+use mistralrs_tpq::codec::Dtype;
 use mistralrs_tpq::config::{read_table, table_text, Plan};
-use mistralrs_tpq::exchange::LinkTable;
+use mistralrs_tpq::exchange::{Gate, GateEntry, LinkTable};
 
 use super::{error_in, parse, NONE, TWO};
 
@@ -32,6 +33,7 @@ fn the_policy_digest_covers_what_ranks_must_agree_on_and_nothing_else() {
         "gather_bits: 4",
         "min_bytes: 1",
         "prefill_only: true",
+        "gpu_link: tcp",
         "batch_invariant: false",
     ] {
         all.push(digest(&format!("{NONE}exchange: {{{exchange}}}\n")));
@@ -74,11 +76,23 @@ fn a_table_comes_back_as_written_and_changes_the_policy_digest() {
         message_ns: 2_500,
         kbyte_per_s: 1_190_000,
     };
-    std::fs::write(folder.path().join("link.yaml"), table_text(&table)).unwrap();
+    let mut gate = Gate::default();
+    for (ranks, dtype, from_bytes) in [(2, Dtype::Bf16, 65_536), (4, Dtype::F32, u64::MAX)] {
+        assert!(gate.add(GateEntry {
+            ranks,
+            dtype,
+            from_bytes
+        }));
+    }
+    std::fs::write(folder.path().join("link.yaml"), table_text(&table, &Gate::default())).unwrap();
+    std::fs::write(folder.path().join("gpu.yaml"), table_text(&table, &gate)).unwrap();
     let plan = |text: &str| Plan::parse(text, &folder.path().join("tpq.yaml")).unwrap();
     let with_table = plan(&format!("{NONE}exchange: {{table: link.yaml}}\n"));
     assert_eq!(with_table.exchange.table, table);
     assert_ne!(with_table.policy_digest(), plan(NONE).policy_digest());
+    let with_gate = plan(&format!("{NONE}exchange: {{table: gpu.yaml}}\n"));
+    assert_eq!((with_gate.exchange.table, with_gate.exchange.gate), (table, gate));
+    assert_ne!(with_gate.policy_digest(), with_table.policy_digest());
 }
 
 #[test]
@@ -95,6 +109,14 @@ fn a_table_that_is_not_one_is_refused_with_file_and_key() {
         (
             "version: 1\nlatency_ns: 1\nmessage_ns: 1\nkbyte_per_s: 0\n",
             "`kbyte_per_s` is 0",
+        ),
+        (
+            "version: 1\nlatency_ns: 1\nmessage_ns: 1\nkbyte_per_s: 1\ngate: [2 bf16]\n",
+            "`gate` is ",
+        ),
+        (
+            "version: 1\nlatency_ns: 1\nmessage_ns: 1\nkbyte_per_s: 1\ngate: [2 bf16 1, 2 bf16 2]\n",
+            "one for each ranks and dtype",
         ),
     ] {
         std::fs::write(&path, text).unwrap();

@@ -108,25 +108,41 @@ template <class T> static inline T table(const T *at) { return *at; }
 static inline uint4 table_quad(const void *at) { return *static_cast<const uint4 *>(at); }
 template <class T> static inline void count(T *at, T by) { *at += by; }
 static inline void mark(uint64_t *at, uint64_t mask) { *at |= mask; }
+static inline void publish(uint64_t *at, uint64_t value) { *at = value; }
+static inline uint64_t observe(const uint64_t *at) { return *at; }
+static inline uint64_t nanoseconds() {
+    static uint64_t now;
+    return now += 1000;
+}
+static inline void pause() {}
 
 } // namespace tpq
 
+#include "barrier.cu"
 #include "codec.cu"
 
-using Kernel = void (*)(const tpq::Call);
-static const struct {
+// A kernel and the bytes of its argument.
+template <class T> static void run(void (*kernel)(const T), const void *argument) {
+    kernel(*static_cast<const T *>(argument));
+}
+template <class T> static constexpr size_t argument_size(void (*)(const T)) { return sizeof(T); }
+
+struct Kernel {
     const char *name;
-    Kernel run;
-} KERNELS[] = {
-#define ENTRY(name) {#name, name},
+    size_t argument;
+    void (*run)(const void *);
+};
+static const Kernel KERNELS[] = {
+#define ENTRY(name) {#name, argument_size(name), [](const void *argument) { run(name, argument); }},
 #include "kernels.inc"
 };
 
-static Kernel kernel;
-static tpq::Call call;
+static const Kernel *kernel;
+alignas(16) static char argument[sizeof(tpq::Call)];
+static_assert(sizeof(tpq::Barrier) <= sizeof argument, "every argument has room");
 
 static void start(int thread) {
-    kernel(call);
+    kernel->run(argument);
     fibers[thread].done = true;
     progress = true;
 }
@@ -181,10 +197,17 @@ static uint32_t serve(std::vector<std::pair<uint8_t *, size_t>> &buffers) {
     gridDim.y = read_value<uint32_t>();
     blockDim.x = read_value<uint32_t>();
     const bool backwards = read_value<uint32_t>() != 0;
-    if (read_value<uint32_t>() != sizeof call) {
+    kernel = nullptr;
+    for (const auto &entry : KERNELS) {
+        if (name == entry.name) {
+            kernel = &entry;
+        }
+    }
+    const size_t size = read_value<uint32_t>();
+    if (size > sizeof argument || (kernel != nullptr && size != kernel->argument)) {
         exit(3);
     }
-    read_exact(&call, sizeof call);
+    read_exact(argument, size);
     for (uint32_t left = read_value<uint32_t>(); left > 0; --left) {
         const size_t len = read_value<uint64_t>();
         uint8_t *data = static_cast<uint8_t *>(malloc(len));
@@ -195,13 +218,7 @@ static uint32_t serve(std::vector<std::pair<uint8_t *, size_t>> &buffers) {
         const size_t field = read_value<uint32_t>();
         const uint32_t buffer = read_value<uint32_t>();
         const uint64_t address = reinterpret_cast<uint64_t>(buffers.at(buffer).first) + read_value<uint64_t>();
-        memcpy(reinterpret_cast<char *>(&call) + field, &address, sizeof address);
-    }
-    kernel = nullptr;
-    for (const auto &entry : KERNELS) {
-        if (name == entry.name) {
-            kernel = entry.run;
-        }
+        memcpy(argument + field, &address, sizeof address);
     }
     if (kernel == nullptr) {
         return 1;

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
-use mistralrs_tpq::cuda::args::Call;
-use mistralrs_tpq::cuda::{Launch, THREADS};
+use mistralrs_tpq::cuda::Launch;
 
-/// A field of [`Call`] (its offset) that shall point to a buffer, from a byte on.
+/// A field of the kernel's argument (its offset) that shall point to a buffer, from a byte on.
 pub type Pointer = (usize, usize, usize);
 
 pub struct Emulator {
@@ -25,26 +24,28 @@ impl Emulator {
         }
     }
 
-    /// Runs a launch; `buffers` become what the kernel left in them. `backwards`: threads of a block in reverse order.
+    /// Runs a launch with the bytes of its argument; `buffers` become what the kernel left in them. `backwards`: threads of
+    /// a block in reverse order.
     pub fn run(
         &mut self,
         launch: &Launch,
-        call: &Call,
+        argument: &[u8],
         buffers: &mut [Vec<u8>],
         pointers: &[Pointer],
         backwards: bool,
     ) {
         let mut request = Vec::new();
         let mut word = |value: usize| request.extend_from_slice(&(value as u32).to_le_bytes());
-        word(launch.kernel.len());
-        request.extend_from_slice(launch.kernel.as_bytes());
+        let kernel = launch.kernel.name();
+        word(kernel.len());
+        request.extend_from_slice(kernel.as_bytes());
         let mut word = |value: usize| request.extend_from_slice(&(value as u32).to_le_bytes());
         word(launch.grid.0 as usize);
         word(launch.grid.1 as usize);
-        word(THREADS as usize);
+        word(launch.threads as usize);
         word(usize::from(backwards));
-        word(size_of::<Call>());
-        request.extend_from_slice(bytemuck::bytes_of(call));
+        word(argument.len());
+        request.extend_from_slice(argument);
         request.extend_from_slice(&(buffers.len() as u32).to_le_bytes());
         for buffer in buffers.iter() {
             request.extend_from_slice(&(buffer.len() as u64).to_le_bytes());
@@ -64,8 +65,8 @@ impl Emulator {
             .expect("the emulator ended: a sanitizer's report is above");
         match u32::from_le_bytes(result) {
             0 => {}
-            1 => panic!("no kernel {}", launch.kernel),
-            _ => panic!("{}: threads of a warp waited for one that had ended", launch.kernel),
+            1 => panic!("no kernel {kernel}"),
+            _ => panic!("{kernel}: threads of a warp waited for one that had ended"),
         }
         for buffer in buffers {
             answer.read_exact(buffer).unwrap();

@@ -1,11 +1,9 @@
 //! One reduce site in the tests: a codec, the same codec's device tables, and inputs that hurt.
 
-use std::mem::offset_of;
-
 use half::{bf16, f16};
-use mistralrs_tpq::codec::{Codec, CodecKind, Dtype, Dynamic, NoCodec, Paper, PaperTables, Values};
+use mistralrs_tpq::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables, Values};
 use mistralrs_tpq::cuda::args::Table;
-use mistralrs_tpq::cuda::PaperLayout;
+use mistralrs_tpq::cuda::{DeviceCodec, PaperLayout};
 use rand::seq::index::sample;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -19,15 +17,15 @@ pub struct Site {
 }
 
 impl Site {
-    pub fn new(kind: CodecKind, features: usize, ranks: usize, rng: &mut ChaCha8Rng) -> Self {
+    pub fn new(kind: DeviceCodec, features: usize, ranks: usize, rng: &mut ChaCha8Rng) -> Self {
         let mut site = Self {
             codec: Box::new(Dynamic::new(features)),
             outliers: 0,
             layout: None,
         };
         match kind {
-            CodecKind::None => site.codec = Box::new(NoCodec::new(features)),
-            CodecKind::Dynamic => {}
+            DeviceCodec::None => site.codec = Box::new(NoCodec::new(features)),
+            DeviceCodec::Dynamic => {}
             _ => {
                 site.outliers = rng.random_range(0..=features.min(features / 16 + 2));
                 let mut outliers: Vec<u32> = sample(rng, features, site.outliers).iter().map(|o| o as u32).collect();
@@ -57,19 +55,7 @@ impl Site {
         let Some(layout) = &self.layout else {
             return Table::default();
         };
-        let parts: [(usize, &[u8]); 7] = [
-            (offset_of!(Table, steps), bytemuck::cast_slice(&layout.steps)),
-            (offset_of!(Table, inv_steps), bytemuck::cast_slice(&layout.inv_steps)),
-            (offset_of!(Table, source), bytemuck::cast_slice(&layout.source)),
-            (
-                offset_of!(Table, slot_feature),
-                bytemuck::cast_slice(&layout.slot_feature),
-            ),
-            (offset_of!(Table, outliers), bytemuck::cast_slice(&layout.outliers)),
-            (offset_of!(Table, patched_features), &layout.patched_features),
-            (offset_of!(Table, patched_slots), &layout.patched_slots),
-        ];
-        for (field, bytes) in parts {
+        for (field, bytes) in layout.parts() {
             pointers.push((at + field, buffers.len(), 0));
             buffers.push(bytes.to_vec());
         }

@@ -170,15 +170,24 @@ fn an_error_in_a_configuration_names_file_key_and_nearest_key_in_each_way() {
         refuse(file, LIMIT, expected);
     };
     let inline = "tpq = {version = 1, codec = {knd = \"dynamic\"}}";
+    let nearest = [
+        "mistralrs.toml",
+        "unknown key `tpq.codec.knd`, did you mean `tpq.codec.kind`?",
+    ];
+    refused(inline, &nearest);
     refused(
-        inline,
-        &[
-            "mistralrs.toml",
-            "unknown key `tpq.codec.knd`, did you mean `tpq.codec.kind`?",
-        ],
+        "tpq = {version = 1, codec = {kind = \"dynamic\"}, grup = {}}",
+        &["mistralrs.toml", "unknown key `tpq.grup`, did you mean `tpq.group`?"],
     );
     refused("tpq = \"typo.yaml\"", &expected);
     refused("tpq = 7", &["mistralrs.toml", "`tpq` is 7, expected the path"]);
+
+    let serve = toml(folder.path(), 1234, inline);
+    let run = std::fs::read_to_string(&serve).unwrap().replace("\"serve\"", "\"run\"");
+    std::fs::write(&serve, run).unwrap();
+    let mut file = clean(program("mistralrs"));
+    file.args(["from-config", "--file"]).arg(serve);
+    refuse(file, LIMIT, &nearest);
 }
 
 #[test]

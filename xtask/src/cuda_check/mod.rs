@@ -1,8 +1,10 @@
 //! `cargo xtask cuda-check`: compiles the CUDA kernels for every architecture without a GPU, with NVIDIA's own compiler from
 //! PyPI wheels (104 MB to fetch, once, into target/). Fails on a compile error, a warning, a spilled register, or an
-//! instruction that would change bits: a fused multiply-add, a flush to zero, an approximation.
+//! instruction that would change bits: a fused multiply-add, a flush to zero, an approximation. Then type-checks the crate's
+//! features `cuda` and `nccl`, without a compiler's help.
 
 mod toolkit;
+mod types;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -10,6 +12,7 @@ use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
 
+use crate::setup;
 use crate::workspace::Workspace;
 use toolkit::Toolkit;
 
@@ -20,13 +23,18 @@ const FLAGS: [&str; 4] = ["-std=c++17", "-O3", "--fmad=false", "-Werror=all-warn
 /// # Errors
 /// A kernel that does not compile, spills, or would give other bits than the specification.
 pub fn run(workspace: &Workspace) -> Result<ExitCode> {
+    // The workspace's manifest names the engine's crates, though none is compiled here.
+    eprintln!("{}", setup::ensure(workspace)?);
     check(workspace)?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// As [`run`], where the engine is set up.
+///
 /// # Errors
 /// As [`run`].
 pub fn check(workspace: &Workspace) -> Result<()> {
+    types::check(workspace)?;
     let toolkit = match Toolkit::install(&workspace.root().join("target/cuda-toolkit"))? {
         Ok(toolkit) => toolkit,
         Err(reason) => {
@@ -97,12 +105,13 @@ fn ptx(toolkit: &Toolkit, source: &Path, architecture: u32, out: &Path) -> Resul
     Ok(std::fs::read_to_string(path)?)
 }
 
-/// Runs nvcc; its output, both streams, for a person when it fails and for the parser when it does not.
-fn succeed(nvcc: &mut Command) -> Result<String> {
-    let output = nvcc.output().context("cannot run nvcc")?;
+/// Runs a compiler; its output, both streams, for a person when it fails and for the parser when it does not.
+fn succeed(compiler: &mut Command) -> Result<String> {
+    let name = compiler.get_program().to_string_lossy().into_owned();
+    let output = compiler.output().with_context(|| format!("cannot run {name}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
-        bail!("nvcc ended with {}:\n{text}", output.status);
+        bail!("{name} ended with {}:\n{text}", output.status);
     }
     Ok(text)
 }

@@ -5,6 +5,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{ensure, Context, Result};
 
+use crate::wheels;
+
 /// 13.0 matches a driver of the 580 series.
 const WHEELS: [&str; 5] = [
     "nvidia-cuda-nvcc==13.0.*",
@@ -13,7 +15,6 @@ const WHEELS: [&str; 5] = [
     "nvidia-cuda-runtime==13.0.*",
     "nvidia-cuda-cccl==13.0.*",
 ];
-const PYTHONS: [&str; 2] = ["python3", "python"];
 
 /// A compiler that has answered `--version`.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ impl Toolkit {
             nvcc: folder.join("nvidia/cu13/bin/nvcc"),
         };
         if !toolkit.nvcc.exists() {
-            if let Err(reason) = fetch(folder)? {
+            if let Err(reason) = wheels::fetch("the CUDA compiler", folder, &WHEELS, &["--no-deps"])? {
                 return Ok(Err(reason));
             }
         }
@@ -45,38 +46,4 @@ impl Toolkit {
     pub fn nvcc(&self) -> Command {
         Command::new(&self.nvcc)
     }
-}
-
-/// Into a folder beside `folder`, renamed when complete, so that an interrupted download is not taken for a compiler.
-fn fetch(folder: &Path) -> Result<Result<(), String>> {
-    let Some(python) = PYTHONS.into_iter().find(|python| has_pip(python)) else {
-        return Ok(Err("no Python with pip, which fetches the compiler's wheels".into()));
-    };
-    let unfinished = folder.with_extension("unfinished");
-    let _ = std::fs::remove_dir_all(&unfinished);
-    eprintln!("fetching the CUDA compiler (PyPI wheels) into {}", folder.display());
-    let mut pip = Command::new(python);
-    pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"])
-        .arg(&unfinished)
-        .args(WHEELS);
-    let output = pip.output().context("cannot run pip")?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        let last = text
-            .lines()
-            .rfind(|line| line.starts_with("ERROR"))
-            .unwrap_or("no reason given");
-        return Ok(Err(format!("the compiler's wheels cannot be had here: {last}")));
-    }
-    let _ = std::fs::remove_dir_all(folder);
-    std::fs::rename(&unfinished, folder).with_context(|| format!("cannot rename to {}", folder.display()))?;
-    Ok(Ok(()))
-}
-
-fn has_pip(python: &str) -> bool {
-    let mut pip = Command::new(python);
-    pip.args(["-m", "pip", "--version"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    pip.status().is_ok_and(|status| status.success())
 }

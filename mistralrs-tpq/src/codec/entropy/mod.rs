@@ -7,19 +7,25 @@
 //! Rows still have one length. The encoder chooses the gain of each token: the smallest whose row fits. So a row costs what
 //! was budgeted and never more, slices of a message lie where everyone expects them, and no bit is spent on lengths.
 
+pub(super) mod layout;
 mod model;
 mod rans;
 mod row;
 mod shape;
+#[cfg(test)]
+mod spec;
+mod tables;
 
 use std::cell::RefCell;
 
+use self::layout::Layout;
 use self::model::{ladder, Class, Model, COST_UNIT, MODELS};
-use self::row::Layout;
+use self::row::{Coder, Scratch};
+use self::tables::Tables;
 use super::assert_one_row;
 use super::rows::{self, BadRow, Rows};
 use super::values::Element;
-use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Values};
+use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Level, Values};
 
 pub use shape::{Shape, SHAPE_LEN};
 
@@ -34,7 +40,7 @@ pub struct EntropyTables {
     features: usize,
     row_len: usize,
     lanes: usize,
-    models: Vec<Model>,
+    tables: Tables,
     ranks: Vec<Layout>,
 }
 
@@ -63,15 +69,20 @@ impl EntropyTables {
         let features = check(rms)?;
         let shape = Shape::new(shape).ok_or(EntropyTablesError::Shape)?;
         let lanes = (features / FEATURES_PER_LANE).clamp(1, rans::MAX_LANES);
-        let models: Vec<Model> = (0..MODELS).map(|index| Model::new(&shape, index)).collect();
+        let mut tables = Tables::new((0..MODELS).map(|index| Model::new(&shape, index)).collect());
         let mut row_len = ((bits * features as f64 / 8.0) as usize).max(rans::head_len(lanes));
         let ranks: Vec<Layout> = rms
             .iter()
-            .map(|rms| layout(&models, rms, row::budget(row_len, lanes)))
+            .map(|rms| layout(&mut tables, rms, row::budget(row_len, lanes)))
             .collect();
-        let zeros = vec![0.0f32; features];
         for layout in &ranks {
-            while !row::fits(layout, &models, lanes, &zeros, row_len) {
+            let coder = Coder {
+                layout,
+                tables: &tables,
+                lanes,
+                level: Level::best(),
+            };
+            while !coder.fits_zeros(row_len) {
                 row_len += 1;
             }
         }
@@ -79,7 +90,7 @@ impl EntropyTables {
             features,
             row_len,
             lanes,
-            models,
+            tables,
             ranks,
         })
     }
@@ -101,12 +112,12 @@ fn check(rms: &[Vec<f64>]) -> Result<usize, EntropyTablesError> {
 }
 
 /// One rank's features, with the smallest step at which they are expected to cost at most `budget`.
-fn layout(models: &[Model], rms: &[f64], budget: u64) -> Layout {
+fn layout(tables: &mut Tables, rms: &[f64], budget: u64) -> Layout {
     let live: Vec<(u32, f64)> = (0u32..)
         .zip(rms.iter().copied())
         .filter(|(_, rms)| *rms > 0.0)
         .collect();
-    let costs: Vec<u64> = models.iter().map(Model::mean_cost).collect();
+    let costs: Vec<u64> = tables.models.iter().map(Model::mean_cost).collect();
     let cost = |eighths: i32| {
         let classes = live.iter().map(|(_, rms)| Class::nearest(rms / ladder(eighths)));
         let cost = |class: Class| costs[class.model as usize] + (u64::from(class.shift) << COST_UNIT);
@@ -123,28 +134,41 @@ fn layout(models: &[Model], rms: &[f64], budget: u64) -> Layout {
         }
     }
     let step = ladder(high);
-    Layout {
-        classes: live.iter().map(|(_, rms)| Class::nearest(rms / step)).collect(),
-        features: live.into_iter().map(|(feature, _)| feature).collect(),
-        step: step as f32,
-        inv_step: (1.0 / step) as f32,
-    }
+    let classes = live.iter().map(|(feature, rms)| (*feature, Class::nearest(rms / step)));
+    Layout::new(tables, rms.len(), step, classes.collect())
 }
 
 /// Row: the states of a range coder with its bytes; see `row.rs` and `rans.rs`.
 #[derive(Debug, Clone)]
 pub struct RdEntropy {
     tables: EntropyTables,
+    level: Level,
 }
 
 thread_local! {
-    /// Levels of a row until its gain is known. Grows to the widest layer of a thread once.
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 impl RdEntropy {
     pub fn new(tables: EntropyTables) -> Self {
-        Self { tables }
+        let level = Level::best();
+        Self { tables, level }
+    }
+
+    /// The same codec on other instructions: the same bits, at another speed.
+    #[must_use]
+    pub fn with_level(self, level: Level) -> Self {
+        Self { level, ..self }
+    }
+
+    fn coder<'a>(&'a self, layout: &'a Layout) -> Coder<'a> {
+        let EntropyTables { tables, lanes, .. } = &self.tables;
+        Coder {
+            layout,
+            tables,
+            lanes: *lanes,
+            level: self.level,
+        }
     }
 }
 
@@ -162,16 +186,13 @@ impl Rows for RdEntropy {
     }
 
     fn encode_row<T: Element>(&self, layout: &&Layout, values: &[T], row: &mut [u8]) -> EncodeStats {
-        row::encode(layout, &self.tables.models, self.tables.lanes, values, row)
+        SCRATCH.with_borrow_mut(|scratch| self.coder(layout).encode(values, scratch, row))
     }
 
     /// Two multiplies and one add an element: of level and step, and with the gain.
     fn decode_row(&self, layout: &&Layout, row: &[u8], sum: &mut [f32]) -> Result<(), BadRow> {
-        SCRATCH.with_borrow_mut(|scratch| {
-            scratch.resize(scratch.len().max(layout.features.len()), 0.0);
-            let scratch = &mut scratch[..layout.features.len()];
-            row::decode(layout, &self.tables.models, self.tables.lanes, row, scratch, sum).ok_or(BadRow::Stream)
-        })
+        let decoded = SCRATCH.with_borrow_mut(|scratch| self.coder(layout).decode(row, scratch, sum));
+        decoded.ok_or(BadRow::Stream)
     }
 }
 
@@ -207,9 +228,7 @@ impl Codec for RdEntropy {
     /// calibration all of its value.
     fn error_bound(&self, rank: usize, row: &[f32], bound: &mut [f32]) {
         assert_one_row(self, row, bound);
-        let EntropyTables {
-            row_len, lanes, models, ..
-        } = &self.tables;
-        row::error_bound(self.own_table(rank), models, *lanes, *row_len, row, bound);
+        let coder = self.coder(self.own_table(rank));
+        coder.error_bound(self.tables.row_len, row, bound);
     }
 }

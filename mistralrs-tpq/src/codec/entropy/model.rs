@@ -69,6 +69,14 @@ impl Class {
     }
 }
 
+impl Class {
+    /// The position, in steps, of a code with its low bits.
+    #[inline(always)]
+    pub fn position(self, code: i32) -> i32 {
+        code - (1 << self.shift >> 1)
+    }
+}
+
 /// Codes `-reach..=reach`, and the escape.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
@@ -81,7 +89,17 @@ pub struct Model {
     /// By magnitude of the code: what is decoded, in steps. The mean of the magnitudes that have this code.
     pub levels: Vec<f32>,
     /// Symbol by place in `0..TOTAL`.
-    pub symbols: Vec<u8>,
+    pub symbols: Box<[u8; TOTAL as usize]>,
+    /// By symbol.
+    pub decoded: Box<[Decoded; 1 << u8::BITS]>,
+}
+
+/// What a symbol means: how it is taken off the stack, and its level in steps, which is zero for an escape.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Decoded {
+    pub start: u16,
+    pub frequency: u16,
+    pub level: f32,
 }
 
 impl Model {
@@ -106,13 +124,20 @@ impl Model {
     }
 
     fn from_frequencies(reach: usize, frequencies: &[u32], levels: Vec<f32>) -> Self {
-        let mut start = 0;
-        let mut symbols = Vec::with_capacity(TOTAL as usize);
+        let mut symbols = Box::new([0; TOTAL as usize]);
+        let mut decoded = Box::new([Decoded::default(); 1 << u8::BITS]);
         let mut starts = Vec::with_capacity(frequencies.len());
-        for (symbol, frequency) in frequencies.iter().enumerate() {
+        let mut start = 0;
+        for (symbol, &frequency) in frequencies.iter().enumerate() {
+            let end = start + frequency;
+            symbols[start as usize..end as usize].fill(symbol as u8);
+            decoded[symbol] = Decoded {
+                start: start as u16,
+                frequency: frequency as u16,
+                level: signed(&levels, symbol as i32 - reach as i32),
+            };
             starts.push(start as u16);
-            start += frequency;
-            symbols.resize(start as usize, symbol as u8);
+            start = end;
         }
         debug_assert_eq!(start, TOTAL);
         Self {
@@ -122,6 +147,15 @@ impl Model {
             costs: frequencies.iter().map(|frequency| cost(*frequency)).collect(),
             levels,
             symbols,
+            decoded,
+        }
+    }
+
+    /// In steps: what a receiver makes of a code with its low bits.
+    pub fn level(&self, class: Class, code: i32) -> f32 {
+        match class.shift {
+            0 => signed(&self.levels, code),
+            _ => class.position(code) as f32,
         }
     }
 
@@ -138,6 +172,16 @@ impl Model {
             .sum();
         let escapes = u64::from(self.frequencies[self.escape()]) * u64::from(ESCAPE_BITS << COST_UNIT);
         (sum + escapes) >> PRECISION
+    }
+}
+
+/// The level of a code; zero beyond the levels.
+fn signed(levels: &[f32], code: i32) -> f32 {
+    let magnitude = levels.get(code.unsigned_abs() as usize).copied().unwrap_or(0.0);
+    if code < 0 {
+        -magnitude
+    } else {
+        magnitude
     }
 }
 
@@ -212,7 +256,7 @@ pub mod tests {
         for index in 0..MODELS {
             let model = Model::new(&normal(), index);
             let sum: u32 = model.frequencies.iter().map(|f| u32::from(*f)).sum();
-            assert_eq!((sum, model.symbols.len()), (TOTAL, TOTAL as usize), "{index}");
+            assert_eq!(sum, TOTAL, "{index}");
             assert!(model.frequencies.iter().all(|frequency| *frequency > 0));
             let reach = model.reach as usize;
             let up = &model.frequencies[..=reach];

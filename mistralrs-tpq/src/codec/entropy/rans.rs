@@ -25,6 +25,35 @@ pub const MAX_LANES: usize = 8;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full;
 
+/// A symbol to be pushed: `frequency` places from `start` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Push {
+    /// Instead of a division: 2^35 over the frequency, rounded up past it. The quotient of any state below 2^23 is exact, as
+    /// the error of the product is at most 2^23 * 2^12 * 2^-35 of what would carry over.
+    reciprocal: u64,
+    start: u16,
+    frequency: u16,
+}
+
+const RECIPROCAL_BITS: u32 = 35;
+
+impl Push {
+    pub const fn new(start: u32, frequency: u32) -> Self {
+        Self {
+            reciprocal: (1 << RECIPROCAL_BITS) / frequency as u64 + 1,
+            start: start as u16,
+            frequency: frequency as u16,
+        }
+    }
+
+    #[inline(always)]
+    fn next(self, state: u32) -> u32 {
+        let quotient = ((u64::from(state) * self.reciprocal) >> RECIPROCAL_BITS) as u32;
+        // The remainder goes to the symbol's places, the quotient above them.
+        state + quotient * (TOTAL - u32::from(self.frequency)) + u32::from(self.start)
+    }
+}
+
 /// Pushes symbols; writes from the end of the row to its start.
 #[derive(Debug)]
 pub struct Encoder<'a> {
@@ -50,16 +79,17 @@ impl<'a> Encoder<'a> {
     }
 
     #[inline(always)]
-    pub fn push(&mut self, lane: usize, start: u32, frequency: u32) -> Result<(), Full> {
-        let mut state = self.states[lane];
-        // The next state stays below 2^23 exactly when this one is below.
+    pub fn push(&mut self, lane: usize, symbol: Push) -> Result<(), Full> {
+        let (state, frequency) = (self.states[lane % MAX_LANES], u32::from(symbol.frequency));
+        // The next state stays below 2^23 exactly when this one is below: after two bytes at most. How many is as good as
+        // random, so they are counted without a branch, and two are written.
         let limit = frequency << (CARRIED - PRECISION + 8);
-        while state >= limit {
-            self.start = self.start.checked_sub(1).ok_or(Full)?;
-            self.row[self.start] = state as u8;
-            state >>= 8;
-        }
-        self.states[lane] = ((state / frequency) << PRECISION) + state % frequency + start;
+        let bytes = usize::from(state >= limit) + usize::from(state >> 8 >= limit);
+        // Nearer to the start than two bytes, the states have no room any more.
+        let place = self.row[..self.start].last_chunk_mut::<2>().ok_or(Full)?;
+        *place = (state as u16).to_be_bytes();
+        self.start -= bytes;
+        self.states[lane % MAX_LANES] = symbol.next(state >> (8 * bytes));
         Ok(())
     }
 
@@ -67,7 +97,7 @@ impl<'a> Encoder<'a> {
     #[inline(always)]
     pub fn push_raw(&mut self, lane: usize, value: u32, bits: u32) -> Result<(), Full> {
         let shift = PRECISION - bits;
-        self.push(lane, value << shift, 1 << shift)
+        self.push(lane, Push::new(value << shift, 1 << shift))
     }
 
     /// Moves all to the front of the row.
@@ -114,23 +144,22 @@ impl<'a> Decoder<'a> {
     /// Where in `0..TOTAL` the next symbol of a lane is.
     #[inline(always)]
     pub fn slot(&self, lane: usize) -> u32 {
-        self.states[lane] & (TOTAL - 1)
+        self.states[lane % MAX_LANES] & (TOTAL - 1)
     }
 
     /// Takes the symbol found at [`slot`](Self::slot) off the stack. Beyond the end of the row all bytes are zero.
     #[inline(always)]
     pub fn pop(&mut self, lane: usize, start: u32, frequency: u32) {
-        let state = self.states[lane];
-        let mut state = frequency * (state >> PRECISION) + (state & (TOTAL - 1)) - start;
-        // At most three bytes bring any state back, but zero would never come back.
-        for _ in 0..STATE_LEN {
-            if state >= LOWEST {
-                break;
-            }
-            state = state << 8 | u32::from(self.bytes.get(self.at).copied().unwrap_or(0));
-            self.at += 1;
-        }
-        self.states[lane] = state;
+        let state = self.states[lane % MAX_LANES];
+        let state = frequency * (state >> PRECISION) + (state & (TOTAL - 1)) - start;
+        // Two bytes bring back any state but zero, which no encoder leaves.
+        let bytes = u32::from(state < LOWEST) + u32::from(state < LOWEST >> 8);
+        let next = match self.bytes.get(self.at..).and_then(|rest| rest.first_chunk()) {
+            Some(next) => u16::from_be_bytes(*next),
+            None => u16::from(self.bytes.get(self.at).copied().unwrap_or(0)) << 8,
+        };
+        self.at += bytes as usize;
+        self.states[lane % MAX_LANES] = state << (8 * bytes) | u32::from(next) >> (16 - 8 * bytes);
     }
 
     #[inline(always)]
@@ -182,7 +211,7 @@ mod tests {
             for (i, (symbol, raw, bits)) in symbols.iter().enumerate().rev() {
                 let (start, frequency) = MODEL[*symbol];
                 encoder.push_raw(i % lanes, raw & ((1 << bits) - 1), *bits).unwrap();
-                encoder.push(i % lanes, start, frequency).unwrap();
+                encoder.push(i % lanes, Push::new(start, frequency)).unwrap();
             }
             encoder.finish().unwrap();
             let mut decoder = Decoder::new(&row, lanes);
@@ -209,13 +238,28 @@ mod tests {
     }
 
     #[test]
+    fn a_product_divides_every_state_as_a_division_does() {
+        for frequency in 1..=TOTAL {
+            let push = Push::new(0, frequency);
+            let limit = frequency << (CARRIED - PRECISION + 8);
+            // Where quotients change, and some others.
+            let quotients = (0..limit / frequency).step_by(61).chain([limit / frequency]);
+            let edges = quotients.flat_map(|quotient| [quotient * frequency, quotient * frequency + frequency - 1]);
+            for state in edges.filter(|state| *state < limit) {
+                let expected = ((state / frequency) << PRECISION) + state % frequency;
+                assert_eq!(push.next(state), expected, "{state} / {frequency}");
+            }
+        }
+    }
+
+    #[test]
     fn a_row_too_short_is_an_error() {
         let mut row = [0; 4];
         let mut encoder = Encoder::new(&mut row, 1, 0);
-        let rare = (0..20).try_for_each(|_| encoder.push(0, 4095, 1));
+        let rare = (0..20).try_for_each(|_| encoder.push(0, Push::new(4095, 1)));
         assert_eq!(rare, Err(Full));
         let mut encoder = Encoder::new(&mut row, 1, 0);
-        (0..2).for_each(|_| encoder.push(0, 4095, 1).unwrap());
+        (0..2).for_each(|_| encoder.push(0, Push::new(4095, 1)).unwrap());
         assert_eq!(encoder.finish(), Err(Full), "the states need room too");
     }
 }

@@ -8,6 +8,9 @@
 /// Bits of a feature's class.
 pub const CLASSES: [u8; 9] = [0, 1, 2, 3, 4, 5, 6, 8, 16];
 
+/// Between the magnitudes of the largest class that has a table.
+pub const MOST_THRESHOLDS: usize = 15;
+
 const ONE: [f32; 1] = [0.797_884_6];
 const TWO: [f32; 2] = [0.452_78, 1.510_418];
 const THREE: [f32; 4] = [0.245_094_2, 0.756_005_3, 1.343_909, 2.151_946];
@@ -82,8 +85,20 @@ pub fn nearest(bits: u8, position: f32) -> usize {
 
 /// Where the nearest of two neighbours changes.
 #[inline(always)]
-pub fn threshold(below: f32, above: f32) -> f32 {
+pub const fn threshold(below: f32, above: f32) -> f32 {
     0.5 * (below + above)
+}
+
+/// Where the nearest magnitude of a class below 6 bits changes, ascending; infinity beyond the last.
+pub const fn thresholds(bits: u8) -> [f32; MOST_THRESHOLDS] {
+    let levels = table(bits);
+    let mut thresholds = [f32::INFINITY; MOST_THRESHOLDS];
+    let mut at = 1;
+    while at < levels.len() {
+        thresholds[at - 1] = threshold(levels[at - 1], levels[at]);
+        at += 1;
+    }
+    thresholds
 }
 
 /// Positions beyond this many steps are clipped: farther from the highest level than any position inside from its own.

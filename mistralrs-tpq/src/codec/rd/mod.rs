@@ -6,17 +6,21 @@
 //! BF16 as it is, one of 0 bits not at all. Rows of all ranks have one length: that of the longest, the others are padded.
 
 pub(crate) mod codebook;
-mod row;
+pub(super) mod layout;
+pub(super) mod row;
+pub(super) mod scratch;
 
-use self::row::{Layout, SENT};
+use std::cell::RefCell;
+
+use self::layout::{Layout, Planes, SENT};
+use self::scratch::Scratch;
 use super::rows::{self, BadRow, Rows};
 use super::values::Element;
 use super::{assert_one_row, bound};
-use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Values};
+use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Level, Values};
 
 pub use codebook::CLASSES;
-pub(super) use row::gain;
-pub(crate) use row::GAIN_LEN;
+pub(crate) use layout::GAIN_LEN;
 
 /// Steps beyond this are refused: the largest of a class of 1 bit in a row of 2^20 features of which one is not zero.
 const MAX_STEP: f32 = 1024.0;
@@ -63,9 +67,9 @@ impl RdTables {
         let ranks = ranks
             .iter()
             .enumerate()
-            .map(|(rank, table)| layout(rank, features, table))
+            .map(|(rank, table)| Layout::new(rank, features, table))
             .collect::<Result<Vec<_>, _>>()?;
-        let row_len = ranks.iter().map(|layout| row::row_len(&layout.counts)).max();
+        let row_len = ranks.iter().map(|layout| layout.planes().end).max();
         Ok(Self {
             features,
             row_len: row_len.unwrap_or(0),
@@ -81,63 +85,31 @@ impl RdTables {
                 counts[class] += 1;
             }
         }
-        row::row_len(&counts)
+        Planes::new(&counts).end
     }
-}
-
-fn layout(rank: usize, features: usize, table: &RdRank) -> Result<Layout, RdTablesError> {
-    let RdRank { bits, steps } = table;
-    if bits.len() != features || steps.len() != features {
-        return Err(RdTablesError::FeatureCount {
-            rank,
-            expected: features,
-            bits: bits.len(),
-            steps: steps.len(),
-        });
-    }
-    if let Some(feature) = bits.iter().position(|bits| !CLASSES.contains(bits)) {
-        let got = bits[feature];
-        return Err(RdTablesError::Bits { rank, feature, got });
-    }
-    let smallest = f32::from_bits((127 - 100) << 23);
-    let mut layout = Layout {
-        order: Vec::new(),
-        counts: [0; SENT.len()],
-        steps: vec![0.0; features],
-        inv_steps: vec![0.0; features],
-    };
-    for (feature, (&bits, &step)) in bits.iter().zip(steps).enumerate() {
-        if bits == 0 || bits == 16 {
-            continue;
-        }
-        if !(smallest..=MAX_STEP).contains(&step) {
-            return Err(RdTablesError::Step {
-                rank,
-                feature,
-                got: step,
-            });
-        }
-        layout.steps[feature] = step;
-        layout.inv_steps[feature] = 1.0 / step;
-    }
-    for (count, class) in layout.counts.iter_mut().zip(SENT) {
-        let members = (0u32..).zip(bits).filter(|(_, bits)| **bits == class);
-        let before = layout.order.len();
-        layout.order.extend(members.map(|(feature, _)| feature));
-        *count = layout.order.len() - before;
-    }
-    Ok(layout)
 }
 
 /// Row: gain, then the features by class; see `row.rs`.
 #[derive(Debug, Clone)]
 pub struct Rd {
     tables: RdTables,
+    level: Level,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 impl Rd {
     pub fn new(tables: RdTables) -> Self {
-        Self { tables }
+        let level = Level::best();
+        Self { tables, level }
+    }
+
+    /// The same codec on other instructions: the same bits, at another speed.
+    #[must_use]
+    pub fn with_level(self, level: Level) -> Self {
+        Self { level, ..self }
     }
 }
 
@@ -155,12 +127,12 @@ impl Rows for Rd {
     }
 
     fn encode_row<T: Element>(&self, layout: &&Layout, values: &[T], row: &mut [u8]) -> EncodeStats {
-        row::encode(layout, values, row)
+        SCRATCH.with_borrow_mut(|scratch| self.level.rd_encode_row(layout, values, scratch, row))
     }
 
     /// Two multiplies and one add an element: the step is scaled by the token's gain first.
     fn decode_row(&self, layout: &&Layout, row: &[u8], sum: &mut [f32]) -> Result<(), BadRow> {
-        Ok(row::decode(layout, row, sum)?)
+        Ok(SCRATCH.with_borrow_mut(|scratch| self.level.rd_decode_row(layout, row, scratch, sum))?)
     }
 }
 
@@ -202,20 +174,55 @@ impl Codec for Rd {
             .iter_mut()
             .zip(row)
             .for_each(|(bound, x)| *bound = if x.is_finite() { x.abs() } else { f32::INFINITY });
-        let mut order = layout.order.iter();
-        for (bits, count) in SENT.into_iter().zip(layout.counts) {
-            for &feature in order.by_ref().take(count) {
-                let (x, feature) = (row[feature as usize], feature as usize);
-                bound[feature] = match bits {
+        for class in layout.classes() {
+            let slots = class.order.as_flattened().iter().zip(class.steps.as_flattened());
+            for (&feature, &step) in slots.take(class.count) {
+                let x = row[feature as usize];
+                bound[feature as usize] = match class.bits {
                     16 => bound::of_bf16(x),
                     bits => bound::of_level(
                         x,
-                        f64::from(layout.steps[feature]) * f64::from(gain),
+                        f64::from(step) * f64::from(gain),
                         codebook::level(bits, codebook::magnitudes(bits) - 1),
                         codebook::worst_inside(bits),
                     ),
                 };
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One feature of 0 bits makes the root mean square exactly 1, so that positions are the values over the step.
+    #[test]
+    fn positions_on_a_threshold_are_rounded_alike_on_every_level() {
+        const STEP: f32 = 1.0 / 256.0;
+        for bits in CLASSES.into_iter().filter(|bits| (1..=8).contains(bits)) {
+            let levels = (0..=codebook::magnitudes(bits)).map(|index| index as f32);
+            let marks = codebook::thresholds(bits).into_iter().filter(|mark| mark.is_finite());
+            let marks = marks.chain(levels).chain([codebook::clip(bits)]);
+            let near = marks.flat_map(|x| [x.next_down(), x, x.next_up()]);
+            let mut row: Vec<f32> = near.flat_map(|x| [x * STEP, -x * STEP]).collect();
+            let energy: f32 = row.iter().map(|x| x * x).sum();
+            row.push(((row.len() + 1) as f32 - energy).sqrt());
+            let mut classes = vec![bits; row.len()];
+            classes[row.len() - 1] = 0;
+            let rank = RdRank {
+                bits: classes,
+                steps: vec![STEP; row.len()],
+            };
+            let codec = Rd::new(RdTables::new(&[rank]).unwrap());
+            let [scalar, best] = [Level::scalar(), Level::best()].map(|level| {
+                let codec = codec.clone().with_level(level);
+                let mut payload = vec![0; codec.payload_len(1, Dtype::F32)];
+                let stats = codec.encode(0, Values::F32(&row), &mut payload);
+                (payload, stats)
+            });
+            assert_eq!(scalar.0[..2], [0x80, 0x3f], "the gain is 1");
+            assert_eq!(scalar, best, "{bits} bits");
         }
     }
 }

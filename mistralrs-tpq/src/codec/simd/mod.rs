@@ -1,11 +1,15 @@
 //! Which instructions the kernels use: chosen once when the program runs, never when it is built, so that one binary
-//! serves every host. Whatever the choice, the bits are those of `scalar.rs`. Blocks with a NaN or an infinity, and what is
-//! left of a row after its last whole block, go through `scalar.rs` itself.
+//! serves every host. Whatever the choice, the bits are those of the specification (`scalar.rs`, `rd/row.rs`). Blocks with a
+//! NaN or an infinity, whole rows of `rd`, and what is left of a row after its last whole block go through it.
 
 use std::sync::OnceLock;
 
 use half::bf16;
 
+use super::entropy::layout;
+use super::rd::layout::Layout;
+use super::rd::row;
+use super::rd::scratch::Scratch;
 use super::scalar::{self, BadWord, PaperRow, Width, GROUP};
 use super::values::Element;
 use super::EncodeStats;
@@ -14,6 +18,8 @@ use super::EncodeStats;
 mod avx2;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod rd;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod rows;
 
@@ -126,6 +132,38 @@ impl Level {
         }
     }
 
+    pub(super) fn rd_encode_row<T: Element>(
+        self,
+        layout: &Layout,
+        values: &[T],
+        scratch: &mut Scratch,
+        row: &mut [u8],
+    ) -> EncodeStats {
+        match self.0 {
+            Isa::Scalar => row::encode(layout, values, row),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(avx2) => avx2.rd_encode_row(layout, values, scratch, row),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(neon) => neon.rd_encode_row(layout, values, scratch, row),
+        }
+    }
+
+    pub(super) fn rd_decode_row(
+        self,
+        layout: &Layout,
+        row: &[u8],
+        scratch: &mut Scratch,
+        sum: &mut [f32],
+    ) -> Result<(), BadWord> {
+        match self.0 {
+            Isa::Scalar => row::decode(layout, row, sum),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(avx2) => avx2.rd_decode_row(layout, row, scratch, sum),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(neon) => neon.rd_decode_row(layout, row, scratch, sum),
+        }
+    }
+
     /// As [`round_to_bf16`](super::round_to_bf16).
     pub(super) fn round_to_bf16(self, values: &[f32], rounded: &mut [bf16]) {
         match self.0 {
@@ -134,6 +172,46 @@ impl Level {
             Isa::Avx2(avx2) => avx2.round_to_bf16(values, rounded),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => neon.round_to_bf16(values, rounded),
+        }
+    }
+
+    /// Elements in f32; both slices have one length.
+    pub(super) fn widen<T: Element>(self, values: &[T], wide: &mut [f32]) {
+        match self.0 {
+            Isa::Scalar => wide.iter_mut().zip(values).for_each(|(wide, x)| *wide = x.to_f32()),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(avx2) => avx2.widen(values, wide),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(neon) => neon.widen(values, wide),
+        }
+    }
+
+    /// As [`rd::gain`](super::rd::gain).
+    pub(super) fn gain(self, values: &[f32]) -> bf16 {
+        match self.0 {
+            Isa::Scalar => row::gain(values),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(avx2) => avx2.gain(values),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(neon) => neon.gain(values),
+        }
+    }
+
+    /// As [`layout::locate`].
+    pub(super) fn locate(
+        self,
+        layout: &layout::Layout,
+        x: &[f32],
+        inv_gain: f32,
+        codes: &mut [i32],
+        places: &mut [i32],
+    ) {
+        match self.0 {
+            Isa::Scalar => layout::locate(layout, x, inv_gain, codes, places),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(avx2) => avx2.locate(layout, x, inv_gain, codes, places),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(neon) => neon.locate(layout, x, inv_gain, codes, places),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The rows of all codecs, in blocks of 32 values: the same for every instruction set, over the lanes that its module has.
 
 /// Methods of `$proof`, which only a processor with `$features` has, and their functions. The module in which this is
-/// expanded has the lanes: `load`, `splat`, `any_magnitude_above`, `max_magnitude`, `min_value`, `positions`,
+/// expanded has the lanes: `load`, `store`, `splat`, `any_magnitude_above`, `max_magnitude`, `min_value`, `positions`,
 /// `clipped_positions`, `total`, `pack`, `narrow`, `codes` and `accumulate`.
 ///
 /// A macro and not a trait: the methods of a trait cannot be compiled for a feature.
@@ -46,6 +46,28 @@ macro_rules! rows {
             pub fn round_to_bf16(self, values: &[f32], rounded: &mut [bf16]) {
                 // SAFETY: `self` exists only where `new` has found the features.
                 unsafe { round_to_bf16(values, rounded) }
+            }
+
+            pub fn widen<T: Element>(self, values: &[T], wide: &mut [f32]) {
+                // SAFETY: `self` exists only where `new` has found the features.
+                unsafe { widen(values, wide) }
+            }
+
+            pub fn gain(self, values: &[f32]) -> bf16 {
+                // SAFETY: `self` exists only where `new` has found the features.
+                unsafe { gain(values) }
+            }
+
+            pub fn locate(
+                self,
+                layout: &layout::Layout,
+                x: &[f32],
+                inv_gain: f32,
+                codes: &mut [i32],
+                places: &mut [i32],
+            ) {
+                // SAFETY: `self` exists only where `new` has found the features.
+                unsafe { locate(layout, x, inv_gain, codes, places) }
             }
         }
 
@@ -205,12 +227,36 @@ macro_rules! rows {
             Ok(())
         }
 
-        // ---- rounding ----
+        // ---- conversions ----
 
-        /// The loop of the specification, compiled for these features.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn widen<T: Element>(values: &[T], wide: &mut [f32]) {
+            let (blocks, rest) = values.as_chunks::<BLOCK>();
+            let (wide_blocks, wide_rest) = wide.as_chunks_mut::<BLOCK>();
+            for (wide, block) in wide_blocks.iter_mut().zip(blocks) {
+                store(&load(block), wide);
+            }
+            for (wide, x) in wide_rest.iter_mut().zip(rest) {
+                *wide = x.to_f32();
+            }
+        }
+
+        // ---- loops of the specification, compiled for these features ----
+
         #[target_feature(enable = $features)]
         fn round_to_bf16(values: &[f32], rounded: &mut [bf16]) {
             scalar::round_to_bf16(values, rounded);
+        }
+
+        #[target_feature(enable = $features)]
+        fn gain(values: &[f32]) -> bf16 {
+            row::gain(values)
+        }
+
+        #[target_feature(enable = $features)]
+        fn locate(layout: &layout::Layout, x: &[f32], inv_gain: f32, codes: &mut [i32], places: &mut [i32]) {
+            layout::locate(layout, x, inv_gain, codes, places)
         }
     };
 }

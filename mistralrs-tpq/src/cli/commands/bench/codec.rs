@@ -15,35 +15,53 @@ use crate::report::{Align, Table};
 
 /// Time encoding and decoding beside a copy of the same bytes, in one thread
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  tpq bench codec --dtype bf16 --json")]
+#[command(after_help = "\
+Examples:
+  tpq bench codec --dtype bf16 --json
+  tpq bench codec --device cuda --tokens 2048,1 --dtype bf16   (a build with the feature cuda)
+
+With --device cuda a line is one kernel: time of one launch under a graph, bytes read and written by that time, a copy on the
+GPU of as many bytes beside it, and how many bytes or elements have other bits than the processor's; the exit code is then 1.")]
 pub struct CodecArgs {
     /// Values of a row
     #[arg(long, value_name = "E", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
-    features: u32,
-    /// Rows
-    #[arg(long, value_name = "T", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
-    tokens: u32,
+    pub(super) features: u32,
+    /// Rows; several, separated by commas, with --device cuda only
+    #[arg(long, value_name = "T", default_value = "2048", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub(super) tokens: Vec<u32>,
+    /// Where to measure: cpu, or cuda (a build with that feature)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = ["cpu", "cuda"])]
+    device: String,
+    /// With --device cuda, the GPU: its number among the visible ones
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) gpu: usize,
+    /// With --device cuda, payloads that decoding adds up
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) ranks: u16,
     /// Element types, separated by commas
     #[arg(long, value_name = "LIST", default_value = "f32,bf16", value_delimiter = ',')]
-    dtype: Vec<String>,
+    pub(super) dtype: Vec<String>,
     /// Seconds for each row
     #[arg(long, value_name = "S", default_value_t = 1.0)]
     seconds: f64,
 }
 
 pub(super) fn run(args: &CodecArgs, global: &Global) -> Result<u8, CliError> {
+    if args.device != "cpu" {
+        #[cfg(feature = "cuda")]
+        return super::kernels::run(args, global);
+        #[cfg(not(feature = "cuda"))]
+        return Err(super::without_cuda());
+    }
+    let [tokens] = args.tokens[..] else {
+        return Err(CliError::Usage("several --tokens need --device cuda".to_owned()));
+    };
     let mut text = String::new();
     let mut rows: Vec<CodecRow> = Vec::new();
     for name in &args.dtype {
         for kind in CodecKind::ALL {
             let per_case = Duration::from_secs_f64(args.seconds.clamp(0.0, 3600.0));
-            let row = codec::run(
-                kind,
-                dtype(name)?,
-                args.tokens as usize,
-                args.features as usize,
-                per_case,
-            );
+            let row = codec::run(kind, dtype(name)?, tokens as usize, args.features as usize, per_case);
             // A codec that only exists for a calibrated model has nothing to measure here.
             let Ok(row) = row else { continue };
             if global.json {

@@ -9,13 +9,17 @@ use anyhow::Context;
 use clap::Args;
 
 use super::dtype;
+#[cfg(feature = "cuda")]
+use crate::bench::device_exchange::Gpu;
 use crate::bench::exchange::{self, Effort};
 use crate::bench::{table, Case, Row};
 use crate::cli::args::Global;
 use crate::cli::{emit, CliError};
 use crate::codec::{CodecKind, Dtype};
 use crate::config::{self, environment_secret, Environment, PEERS_VARIABLE, RANK_VARIABLE};
-use crate::exchange::{Algorithm, ExchangeConfig, GatherBits};
+#[cfg(feature = "cuda")]
+use crate::cuda::GpuLink;
+use crate::exchange::{Algorithm, ExchangeConfig, Gate, GatherBits};
 use crate::report::plot::{plot, Axes, Mark, Series};
 use crate::report::{Align, Table};
 use crate::transport::tcp::{MeshConfig, Secret, TcpMesh};
@@ -30,9 +34,11 @@ Examples:
   tpq bench exchange -n 4 --write-table link.yaml --plot time.svg
   tpq bench exchange -n 4 --encrypt                        (what `group.encrypt` costs here: compare with a run without)
   TPQ_RANK=0 TPQ_PEERS=10.0.0.1:7700,10.0.0.2:7700 tpq bench exchange --insecure   (the same on each host, with its rank)
+  TPQ_RANK=0 TPQ_PEERS=127.0.0.1:7700,127.0.0.1:7701 tpq bench exchange --device cuda --write-table gpu.yaml
 
 Columns: bytes are those of the raw message; sent is what the busiest rank sends; times are of the slowest rank; algbw is raw
-bytes by time, busbw = algbw x 2(N-1)/N, both in Gbit/s; wrong counts elements outside the codec's bound. With --json a line is
+bytes by time, busbw = algbw x 2(N-1)/N, both in Gbit/s; wrong counts elements outside the codec's bound, and with --device
+cuda those with other bits than on processors. With --json a line is
 one row: ranks, tokens, features, dtype, codec, algorithm, bytes_sent_per_rank, bits_per_value, us_median, us_p99, algbw_gbps,
 busbw_gbps, wrong. The exit code is 1 when anything was wrong.")]
 pub struct ExchangeArgs {
@@ -90,6 +96,15 @@ pub struct ExchangeArgs {
     /// How long a rank tries again before it sleeps. Microseconds
     #[arg(long, value_name = "US", default_value_t = 20)]
     busy_poll_us: u64,
+    /// Where the partial sums are: cpu, or cuda (a build with that feature), each rank a process of its own
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = ["cpu", "cuda"])]
+    device: String,
+    /// With --device cuda, the GPU: its number among the visible ones
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    gpu: usize,
+    /// With --device cuda, what carries payloads, as `exchange.gpu_link`: auto, peer, nccl, tcp, host
+    #[arg(long, value_name = "LINK", default_value = "auto", value_parser = ["auto", "peer", "nccl", "tcp", "host"])]
+    gpu_link: String,
     /// Also draw time against size as SVG
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -100,6 +115,11 @@ pub struct ExchangeArgs {
 
 pub(super) fn run(args: &ExchangeArgs, global: &Global) -> Result<u8, CliError> {
     let cases = args.cases()?;
+    if args.device != "cpu" && args.rank.is_none() {
+        return Err(CliError::Usage(
+            "with --device cuda each rank is a process of its own: give each --rank and --peers".to_owned(),
+        ));
+    }
     let rows = match args.rank {
         Some(rank) => {
             let secret = environment_secret(&Environment::from_process())?;
@@ -124,7 +144,13 @@ pub(super) fn run(args: &ExchangeArgs, global: &Global) -> Result<u8, CliError> 
         let fitted = table::fit(&fitting(&rows)).context(
             "the measured times do not tell latency and rate apart: measure more sizes (--min-bytes, --max-bytes)",
         )?;
-        write(path, config::table_text(&fitted))?;
+        // Where the processor encodes, `min_bytes` is the user's to set.
+        let gate = if args.device == "cpu" {
+            Gate::default()
+        } else {
+            table::gate(&rows)
+        };
+        write(path, config::table_text(&fitted, &gate))?;
     }
     let wrong: u64 = rows.iter().map(|row| row.wrong).sum();
     Ok(u8::from(wrong > 0))
@@ -177,9 +203,14 @@ fn measure(
         per_case: Duration::from_secs_f64(args.seconds),
         ..Effort::default()
     };
+    let base = ExchangeConfig {
+        gather_bits: args.gather_bits()?,
+        ..ExchangeConfig::default()
+    };
+    let mut place = Subject::open(args, transport, base)?;
     let mut rows = Vec::new();
     for case in cases {
-        let Some(row) = exchange::run(transport, *case, ExchangeConfig::default(), effort)? else {
+        let Some(row) = place.run(transport, *case, base, effort)? else {
             continue;
         };
         if global.json {
@@ -188,6 +219,46 @@ fn measure(
         rows.push(row);
     }
     Ok(rows)
+}
+
+/// Where the exchanges run.
+enum Subject {
+    Cpu,
+    #[cfg(feature = "cuda")]
+    Cuda(Box<Gpu>),
+}
+
+impl Subject {
+    fn open(args: &ExchangeArgs, transport: &Arc<dyn Transport>, base: ExchangeConfig) -> Result<Self, CliError> {
+        if args.device == "cpu" {
+            return Ok(Self::Cpu);
+        }
+        #[cfg(feature = "cuda")]
+        {
+            let link = GpuLink::from_name(&args.gpu_link);
+            let gpu = Gpu::join(&**transport, args.gpu, link.unwrap_or_default(), base)?;
+            Ok(Self::Cuda(Box::new(gpu)))
+        }
+        #[cfg(not(feature = "cuda"))]
+        {
+            let _ = (transport, base, args.gpu, &args.gpu_link);
+            Err(super::without_cuda())
+        }
+    }
+
+    fn run(
+        &mut self,
+        transport: &Arc<dyn Transport>,
+        case: Case,
+        base: ExchangeConfig,
+        effort: Effort,
+    ) -> anyhow::Result<Option<Row>> {
+        match self {
+            Self::Cpu => exchange::run(transport, case, base, effort),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.run(transport, case, base, effort),
+        }
+    }
 }
 
 impl ExchangeArgs {
@@ -227,13 +298,17 @@ impl ExchangeArgs {
         Ok(Arc::new(mesh.map_err(anyhow::Error::from)?))
     }
 
+    fn gather_bits(&self) -> Result<GatherBits, CliError> {
+        match self.gather_bits {
+            4 => Ok(GatherBits::Four),
+            8 => Ok(GatherBits::Eight),
+            other => Err(CliError::Usage(format!("--gather-bits is {other}, expected 4 or 8"))),
+        }
+    }
+
     fn cases(&self) -> Result<Vec<Case>, CliError> {
         let dtype = dtype(&self.dtype)?;
-        let gather_bits = match self.gather_bits {
-            4 => GatherBits::Four,
-            8 => GatherBits::Eight,
-            other => return Err(CliError::Usage(format!("--gather-bits is {other}, expected 4 or 8"))),
-        };
+        let gather_bits = self.gather_bits()?;
         if !(0.0..=3600.0).contains(&self.seconds) || self.max_bytes > 256 << 20 {
             return Err(CliError::Usage(
                 "expected --seconds from 0 to 3600 and --max-bytes up to 268435456".to_owned(),

@@ -4,6 +4,8 @@ mod codec;
 #[cfg(feature = "engine")]
 mod engine;
 mod exchange;
+#[cfg(feature = "cuda")]
+mod kernels;
 
 use clap::{Args, Subcommand};
 
@@ -39,4 +41,10 @@ fn dtype(name: &str) -> Result<Dtype, CliError> {
     let dtypes = [Dtype::F32, Dtype::Bf16, Dtype::F16];
     let found = dtypes.into_iter().find(|dtype| dtype.name() == name);
     found.ok_or_else(|| CliError::Usage(format!("there is no dtype `{name}`: f32, bf16 or f16")))
+}
+
+/// Of a build without the feature.
+#[cfg(not(feature = "cuda"))]
+fn without_cuda() -> CliError {
+    CliError::Usage("this build has no CUDA: build with `--features cuda`, or `cuda,nccl`".to_owned())
 }

@@ -47,8 +47,8 @@ pub fn run(args: &LaunchArgs, global: &Global) -> Result<u8, CliError> {
     supervisor::run(&launch)
 }
 
-/// The ranks share this host's cores: a pool as large as the host in each of them makes them wait for one another in the
-/// middle of a layer. `None` where the user has decided.
+/// The ranks share this host's cores, as under torchrun: ranks that compute in lockstep gain nothing from more threads than that.
+/// Two ranks on two cores serve equally fast with one and with two threads each. `None` where the user has decided.
 fn threads_of_a_rank(ranks: usize) -> Option<usize> {
     if std::env::var_os(THREADS_VARIABLE).is_some() {
         return None;

@@ -6,8 +6,12 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
+mod rd;
+
 use super::rows::rows;
 use super::{AT_ONCE, BLOCK, BLOCK_BYTES, MAX_BF16, MAX_FINITE};
+use crate::codec::entropy::layout;
+use crate::codec::rd::row;
 use crate::codec::scalar::{self, BadWord, PaperRow, Width, BIAS};
 use crate::codec::values::{Dtype, Element};
 use crate::codec::EncodeStats;
@@ -58,6 +62,15 @@ fn load<T: Element>(values: &[T; BLOCK]) -> Lanes {
         };
     }
     x
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn store(x: &Lanes, to: &mut [f32; BLOCK]) {
+    for (x, to) in x.iter().zip(to.as_chunks_mut::<8>().0) {
+        // SAFETY: `to` is 8 f32; the store needs no alignment.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), *x) };
+    }
 }
 
 #[inline]

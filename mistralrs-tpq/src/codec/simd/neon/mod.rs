@@ -6,8 +6,12 @@ use std::arch::aarch64::*;
 
 use half::bf16;
 
+mod rd;
+
 use super::rows::rows;
 use super::{AT_ONCE, BLOCK, BLOCK_BYTES, MAX_BF16, MAX_FINITE};
+use crate::codec::entropy::layout;
+use crate::codec::rd::row;
 use crate::codec::scalar::{self, BadWord, PaperRow, Width, BIAS};
 use crate::codec::values::{Dtype, Element};
 use crate::codec::EncodeStats;
@@ -53,6 +57,15 @@ fn load<T: Element>(values: &[T; BLOCK]) -> Lanes {
         };
     }
     x
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn store(x: &Lanes, to: &mut [f32; BLOCK]) {
+    for (x, to) in x.iter().zip(to.as_chunks_mut::<4>().0) {
+        // SAFETY: `to` is 4 f32.
+        unsafe { vst1q_f32(to.as_mut_ptr(), *x) };
+    }
 }
 
 #[inline]

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Builds what run.sh needs on a machine with a GPU and without Rust or a network: target/gpu/tpq, a few MB. Needs nvcc (NVCC or
+# PATH; `cargo xtask cuda-check` fetches one) and no GPU. The driver and NCCL are loaded when it runs.
+#
+#   benches/gpu/pack.sh [--engine]      with --engine also target/gpu/engine/tpq, which takes hours and CUDA's libraries
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+toolkit=$PWD/target/cuda-toolkit/nvidia/cu13
+if [ -z "${NVCC:-}" ] && [ -x "$toolkit/bin/nvcc" ]; then
+    export NVCC=$toolkit/bin/nvcc
+    PATH=$toolkit/bin:$PATH
+fi
+export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90}
+mkdir -p target/gpu
+build() { # features, where to
+    cargo build --release -p mistralrs-tpq --bin tpq --no-default-features --features "$1" --target-dir target/gpu-build
+    install -D -s target/gpu-build/release/tpq "$2"
+    ls -l "$2"
+}
+build cuda,nccl target/gpu/tpq
+if [ "${1:-}" = --engine ]; then
+    build engine,cuda,nccl target/gpu/engine/tpq
+fi
