@@ -29,12 +29,7 @@ fn bell(seed: u32, len: usize) -> Vec<f32> {
         .collect()
 }
 
-fn exchanged(
-    algorithm: Algorithm,
-    codec: &dyn Codec,
-    gather_bits: GatherBits,
-    parts: &[Vec<f32>],
-) -> Vec<f32> {
+fn exchanged(algorithm: Algorithm, codec: &dyn Codec, gather_bits: GatherBits, parts: &[Vec<f32>]) -> Vec<f32> {
     let ranks = parts.len();
     let reduce = |rank: usize, transport: memory::MemoryTransport| {
         let config = ExchangeConfig {

@@ -53,7 +53,8 @@ pub struct SequenceLogits {
 /// What the model wrote.
 #[derive(Debug, Clone)]
 pub struct Generated {
-    pub text: String,
+    /// The likeliest at each place, which greedy sampling takes. Not from the text: the engine trims it, and it may split into other tokens.
+    pub tokens: Vec<u32>,
     pub usage: Usage,
 }
 
@@ -151,18 +152,19 @@ impl Driver {
     pub fn generate(&self, tokens: &[u32], count: usize) -> Result<Generated> {
         let sampling = SamplingParams {
             max_len: Some(count),
+            top_n_logprobs: 1,
             ..SamplingParams::deterministic()
         };
         match self.ask(tokens, sampling, false)? {
-            Response::CompletionDone(done) => Ok(Generated {
-                text: done
-                    .choices
-                    .into_iter()
-                    .next()
-                    .map(|choice| choice.text)
-                    .unwrap_or_default(),
-                usage: done.usage,
-            }),
+            Response::CompletionDone(done) => {
+                let logprobs = done.choices.into_iter().next().and_then(|choice| choice.logprobs);
+                let content = logprobs.and_then(|logprobs| logprobs.content).unwrap_or_default();
+                let likeliest = content.iter().filter_map(|place| place.top_logprobs.first());
+                Ok(Generated {
+                    tokens: likeliest.map(|top| top.token).collect(),
+                    usage: done.usage,
+                })
+            }
             _ => bail!("the engine answered a completion request with something else"),
         }
     }
@@ -173,6 +175,7 @@ impl Driver {
         let prompt = RequestMessage::CompletionTokens(tokens.to_vec());
         let mut request = NormalRequest::new_simple(prompt, sampling, response, 0, None, None);
         request.return_raw_logits = return_raw_logits;
+        request.return_logprobs = !return_raw_logits;
         self.send(Request::Normal(Box::new(request)))?;
         let answer = self.runtime.block_on(answer.recv());
         match answer.context("the engine dropped the request")? {

@@ -37,9 +37,8 @@ pub(super) fn lengths(
     for window in windows.iter().take(count) {
         let prompt = &window[..window.len().min(PROMPT)];
         session.select(Node::LOSSLESS)?;
-        let text = session.driver.generate(prompt, CONTINUATION)?.text;
         let mut tokens = prompt.to_vec();
-        tokens.extend(session.driver.tokenize(&text, false)?);
+        tokens.extend(session.driver.generate(prompt, CONTINUATION)?.tokens);
         let lossless = session.logits(Node::LOSSLESS, &tokens)?;
         let end = greedy_end(&lossless, prompt.len());
         for (total, &choice) in totals.iter_mut().zip(choices) {
@@ -50,7 +49,7 @@ pub(super) fn lengths(
     Ok(totals.into_iter().map(Total::greedy).collect())
 }
 
-/// Where `tokens` stops being greedy: the text may not split into the tokens that were sampled.
+/// Where `tokens` stops being greedy: one long step and many short ones round differently, so a near tie may fall otherwise.
 fn greedy_end(lossless: &SequenceLogits, prompt: usize) -> usize {
     let likeliest = |at: &usize| argmax(lossless.row(at - 1)) == lossless.tokens[*at] as usize;
     prompt + (prompt..lossless.tokens.len()).take_while(likeliest).count()
