@@ -3,10 +3,14 @@
 //! Fixed: magic "TPQR", sender u32, world_size u32, rank the address is of u32, port u16, family u16 (4 or 6), address 16
 //! bytes.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+/// Between two attempts to reach a rank that may not have started yet.
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
+/// For one attempt: a host that drops packets must not use up the whole time.
+const ATTEMPT: Duration = Duration::from_secs(3);
 const MAGIC: [u8; 4] = *b"TPQR";
 const MESSAGE_LEN: usize = 36;
 
@@ -64,6 +68,25 @@ impl Entry {
             rank: u32_at(12),
             address,
         })
+    }
+}
+
+/// Connects to `address` by `deadline`, as often as it takes, and sends `entry`. Fails with what the last attempt met.
+pub(super) fn dial(address: &SocketAddr, entry: &Entry, deadline: Instant) -> io::Result<TcpStream> {
+    let remaining = || deadline.saturating_duration_since(Instant::now());
+    loop {
+        let patience = remaining().clamp(Duration::from_millis(1), ATTEMPT);
+        let connected = TcpStream::connect_timeout(address, patience).and_then(|mut stream| {
+            // A free port of this host may connect to itself.
+            if stream.local_addr()? == stream.peer_addr()? {
+                return Err(io::Error::other("nobody listens"));
+            }
+            stream.write_all(&entry.encode()).map(|()| stream)
+        });
+        match connected {
+            Err(_) if !remaining().is_zero() => std::thread::sleep(PAUSE),
+            outcome => return outcome,
+        }
     }
 }
 

@@ -17,10 +17,8 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use super::entry::{read_entry, Entry};
+use super::entry::{dial, read_entry, Entry, PAUSE};
 use crate::transport::MAX_RANKS;
-
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// A RING_CONFIG file. `master_ip` and `master_port` are read and not needed: the mesh has no master.
 #[derive(Debug, Clone, Deserialize)]
@@ -198,7 +196,14 @@ impl Pass<'_> {
         };
         // The first message goes out before anything is awaited, so a ring of waiting ranks cannot form; 36 bytes
         // always fit the socket's buffer.
-        let mut to_right = self.connect(right, &entry)?;
+        let dialled = dial(&right, &entry, self.deadline);
+        let mut to_right = dialled.map_err(|error| RingError::RightAbsent {
+            path: config.path.clone(),
+            rank: config.right(),
+            address: right.to_string(),
+            waited: self.started.elapsed(),
+            last: error.to_string(),
+        })?;
         let mut from_left = self.accept(listener, &mut entry)?;
         addresses[entry.rank as usize] = Some(entry.address);
         for _ in 2..config.world_size {
@@ -217,32 +222,6 @@ impl Pass<'_> {
             .enumerate()
             .map(|(rank, a)| a.map(|a| a.to_string()).ok_or_else(|| missing(rank)))
             .collect()
-    }
-
-    /// Connects to the right neighbour and sends the first entry.
-    fn connect(&self, right: SocketAddr, entry: &Entry) -> Result<TcpStream, RingError> {
-        loop {
-            let patience = self.remaining().clamp(Duration::from_millis(1), Duration::from_secs(3));
-            let connected = TcpStream::connect_timeout(&right, patience).and_then(|mut stream| {
-                if stream.local_addr()? == stream.peer_addr()? {
-                    return Err(io::Error::other("nobody listens"));
-                }
-                stream.write_all(&entry.encode()).map(|()| stream)
-            });
-            match connected {
-                Ok(stream) => return Ok(stream),
-                Err(error) if self.remaining().is_zero() => {
-                    return Err(RingError::RightAbsent {
-                        path: self.config.path.clone(),
-                        rank: self.config.right(),
-                        address: right.to_string(),
-                        waited: self.started.elapsed(),
-                        last: error.to_string(),
-                    })
-                }
-                Err(_) => std::thread::sleep(PAUSE),
-            }
-        }
     }
 
     /// Waits for the left neighbour; others (a scan, a rank that is further and already joins the mesh) are dropped.

@@ -10,9 +10,8 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use super::entry::{read_entry, Entry};
+use super::entry::{dial, read_entry, Entry, PAUSE};
 
-const PAUSE: Duration = Duration::from_millis(20);
 /// A worker says its port at once: a silent stranger must not use up the time of the others.
 const FIRST_WORD: Duration = Duration::from_secs(2);
 
@@ -169,10 +168,15 @@ impl Meeting<'_> {
 
     fn as_worker(&self, head: &SocketAddr, name: &str) -> Result<Vec<SocketAddr>, StarError> {
         let own = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.config.port);
-        let mut stream = self.dial(head, name, &self.entry(self.config.rank, own))?;
+        let deadline = self.started + self.timeout;
+        let dialled = dial(head, &self.entry(self.config.rank, own), deadline);
+        let mut stream = dialled.map_err(|error| StarError::HeadAbsent {
+            address: name.to_owned(),
+            waited: self.started.elapsed(),
+            last: error.to_string(),
+        })?;
         let mut peers = vec![*head; self.config.world_size];
         for (rank, peer) in peers.iter_mut().enumerate().skip(1) {
-            let deadline = self.started + self.timeout;
             let mut entry = read_entry(&mut stream, deadline).map_err(|error| StarError::Head {
                 address: name.to_owned(),
                 reason: format!("it has not told the address of rank {rank}: {error}"),
@@ -189,29 +193,6 @@ impl Meeting<'_> {
             *peer = entry.address;
         }
         Ok(peers)
-    }
-
-    fn dial(&self, head: &SocketAddr, name: &str, entry: &Entry) -> Result<TcpStream, StarError> {
-        loop {
-            let patience = self.remaining().clamp(Duration::from_millis(1), Duration::from_secs(3));
-            let connected = TcpStream::connect_timeout(head, patience).and_then(|mut stream| {
-                if stream.local_addr()? == stream.peer_addr()? {
-                    return Err(io::Error::other("nobody listens"));
-                }
-                stream.write_all(&entry.encode()).map(|()| stream)
-            });
-            match connected {
-                Ok(stream) => return Ok(stream),
-                Err(error) if self.remaining().is_zero() => {
-                    return Err(StarError::HeadAbsent {
-                        address: name.to_owned(),
-                        waited: self.started.elapsed(),
-                        last: error.to_string(),
-                    })
-                }
-                Err(_) => std::thread::sleep(PAUSE),
-            }
-        }
     }
 
     fn entry(&self, rank: usize, address: SocketAddr) -> Entry {
