@@ -7,6 +7,7 @@
 //! An observer is serializable, both to resume an interrupted run and to travel to rank 0.
 
 mod allocate;
+mod codec;
 #[cfg(feature = "engine")]
 mod corpus;
 mod curves;
@@ -16,6 +17,7 @@ mod run;
 mod select;
 
 pub use allocate::{allocate, entropy_tables, expected_error, rd_tables};
+pub use codec::{codec_for, layer_codec};
 #[cfg(feature = "engine")]
 pub use corpus::Corpus;
 pub use curves::{Curve, GainHistogram};

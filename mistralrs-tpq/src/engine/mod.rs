@@ -11,6 +11,7 @@
 //! ```
 
 mod choice;
+mod drift;
 mod driver;
 mod fingerprint;
 mod group;
