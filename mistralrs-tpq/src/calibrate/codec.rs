@@ -13,12 +13,7 @@ use crate::manifest::{Layer, Manifest, ManifestError};
 ///
 /// # Errors
 /// A layer that the manifest does not describe as the codec needs it.
-pub fn codec_for(
-    plan: &CodecPlan,
-    manifest: Option<&Manifest>,
-    name: &str,
-    features: usize,
-) -> Result<Arc<dyn Codec>> {
+pub fn codec_for(plan: &CodecPlan, manifest: Option<&Manifest>, name: &str, features: usize) -> Result<Arc<dyn Codec>> {
     match (plan, manifest) {
         (CodecPlan::Dynamic, _) => Ok(Arc::new(Dynamic::new(features))),
         (CodecPlan::None, _) | (_, None) => Ok(Arc::new(NoCodec::new(features))),

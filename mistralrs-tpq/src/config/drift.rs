@@ -196,7 +196,9 @@ fn is_pattern(text: &str) -> bool {
 fn matches(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = name.strip_prefix(first) else { return false };
+    let Some(mut rest) = name.strip_prefix(first) else {
+        return false;
+    };
     let mut parts = parts.peekable();
     if parts.peek().is_none() {
         return rest.is_empty();
@@ -220,10 +222,26 @@ mod tests {
     #[test]
     fn a_star_stands_for_any_characters() {
         let name = "model.layers.12.mlp.down_proj";
-        for pattern in ["*", name, "*.mlp.down_proj", "model.*", "model.layers.1*.mlp.*", "*layers*mlp*", "**proj"] {
+        for pattern in [
+            "*",
+            name,
+            "*.mlp.down_proj",
+            "model.*",
+            "model.layers.1*.mlp.*",
+            "*layers*mlp*",
+            "**proj",
+        ] {
             assert!(matches(pattern, name), "{pattern}");
         }
-        for pattern in ["", "mlp", "*.mlp", "model.layers.1.*", "*o_proj", "*down_proj*proj", "layers*"] {
+        for pattern in [
+            "",
+            "mlp",
+            "*.mlp",
+            "model.layers.1.*",
+            "*o_proj",
+            "*down_proj*proj",
+            "layers*",
+        ] {
             assert!(!matches(pattern, name), "{pattern}");
         }
     }

@@ -21,14 +21,19 @@ impl Node {
         if let Err(error) = &outcome {
             // The ranks may not agree any more, and without a plan the others would wait.
             let culprit = error.downcast_ref().and_then(DriftError::culprit);
-            self.group()?.transport.abort(culprit.unwrap_or(self.rank()), &format!("{error:#}"));
+            self.group()?
+                .transport
+                .abort(culprit.unwrap_or(self.rank()), &format!("{error:#}"));
         }
         outcome
     }
 
     /// Another rank: does what rank 0 said, and answers if it was a question.
     pub(super) fn obey_drift(&self, command: &DriftCommand) -> Result<()> {
-        let monitor = self.drift.as_ref().context("rank 0 watches drift, this rank does not")?;
+        let monitor = self
+            .drift
+            .as_ref()
+            .context("rank 0 watches drift, this rank does not")?;
         if let Some(answer) = monitor.obey(command)? {
             let reply = serde_json::to_vec(&Reply::Drift(answer))?;
             self.group()?.transport.send_message(0, &reply)?;

@@ -61,7 +61,9 @@ impl SiteReducer {
     }
 
     fn monitor(&self, choice: usize, features: usize) -> anyhow::Result<Option<&Arc<SiteMonitor>>> {
-        let Some(monitor) = self.node.drift().filter(|_| choice == Node::CONFIGURED) else { return Ok(None) };
+        let Some(monitor) = self.node.drift().filter(|_| choice == Node::CONFIGURED) else {
+            return Ok(None);
+        };
         if self.monitor.get().is_none() {
             let made = monitor.site(&self.site.name, features)?;
             self.monitor.get_or_init(|| made);
@@ -70,7 +72,13 @@ impl SiteReducer {
     }
 
     /// `decode`: one token a sequence.
-    fn exchange(&self, input: Values<'_>, mut output: ValuesMut<'_>, features: usize, decode: bool) -> anyhow::Result<()> {
+    fn exchange(
+        &self,
+        input: Values<'_>,
+        mut output: ValuesMut<'_>,
+        features: usize,
+        decode: bool,
+    ) -> anyhow::Result<()> {
         let tokens = input.len() / features.max(1);
         let node = &self.node;
         let policy = &node.plan.exchange;

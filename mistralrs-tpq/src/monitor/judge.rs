@@ -28,7 +28,9 @@ impl Judge {
     pub fn see(&mut self, plan: &DriftPlan, tokens: u64, evidence: &Evidence) -> Option<Change> {
         let over = |threshold_of: &dyn Fn(f64) -> f64| {
             evidence.clip_ratio > threshold_of(plan.clip_ratio)
-                || evidence.noise_ratio.is_some_and(|ratio| ratio > threshold_of(plan.noise_ratio))
+                || evidence
+                    .noise_ratio
+                    .is_some_and(|ratio| ratio > threshold_of(plan.noise_ratio))
         };
         if over(&|ratio| ratio) {
             (self.hot, self.cool) = (self.hot + tokens, 0);
@@ -62,7 +64,8 @@ mod tests {
     use crate::config::Plan;
 
     fn plan() -> DriftPlan {
-        let text = "version: 1\ncodec: {kind: none}\ndrift: {report_after_tokens: 128, clip_ratio: 3, noise_ratio: 2}\n";
+        let text =
+            "version: 1\ncodec: {kind: none}\ndrift: {report_after_tokens: 128, clip_ratio: 3, noise_ratio: 2}\n";
         Plan::parse(text, Path::new("tpq.yaml")).unwrap().drift
     }
 

@@ -71,6 +71,8 @@ pub struct GroupStatus {
     judge: Judge,
     /// Tokens since the last switch, or since learning began.
     tokens: u64,
+    /// So many of them before it learns again.
+    pause: u64,
     staged: usize,
     warned: Option<Instant>,
     /// Windows with too few probes to say something of noise, and their tokens.
@@ -125,16 +127,15 @@ impl GroupStatus {
         let (gathered, gathered_tokens) = &mut self.gathered;
         gathered.add(&window);
         *gathered_tokens += tokens;
-        let of_all = gathered.evidence();
-        let all_tokens = *gathered_tokens;
-        if of_all.noise_ratio.is_some() {
+        let (enough, of_all, all_tokens) = (gathered.is_enough(), gathered.evidence(), *gathered_tokens);
+        if enough {
             self.noise_ratio = of_all.noise_ratio;
             self.gathered = Default::default();
         }
         // In fallback probes are all there is.
-        let (evidence, tokens) = match (&self.phase, of_all.noise_ratio) {
-            (Phase::Fallback, Some(_)) => (of_all, all_tokens),
-            (Phase::Fallback, None) => return None,
+        let (evidence, tokens) = match &self.phase {
+            Phase::Fallback if enough => (of_all, all_tokens),
+            Phase::Fallback => return None,
             _ if window.values == 0 => return None,
             _ => (window.evidence(), tokens),
         };
@@ -180,7 +181,9 @@ impl Monitor {
             }
         }
         let tokens = self.tokens();
-        let Some(command) = self.question(&mut lead.status, tokens) else { return Ok(()) };
+        let Some(command) = self.question(&mut lead.status, tokens) else {
+            return Ok(());
+        };
         peers.tell(&command)?;
         let own = self.obey(&command)?.context("a question has an answer")?;
         lead.asked = Some(Asked { command, own, tokens });
@@ -274,7 +277,10 @@ impl Monitor {
                 }
             }
             Some(Change::Recovered) => {
-                tracing::info!(layers = self.plan.groups[index].layers, "partial sums are as calibrated again");
+                tracing::info!(
+                    layers = self.plan.groups[index].layers,
+                    "partial sums are as calibrated again"
+                );
                 if std::mem::take(&mut group.phase) == Phase::Fallback {
                     let on = false;
                     self.say(peers, &DriftCommand::Fallback { group: index, on })?;
@@ -282,7 +288,7 @@ impl Monitor {
             }
             None => {}
         }
-        let rested = group.switches == 0 || group.tokens >= LEARN_PAUSE * self.plan.learn_tokens;
+        let rested = group.tokens >= group.pause;
         if group.judge.drifted() && policy == DriftPolicy::Recalibrate && rested && self.can_learn(index) {
             let lesson = Lesson::new(self.plan.learn_tokens, self.original.header().tokens, self.ema);
             (group.phase, group.tokens) = (Phase::Learning, 0);
@@ -341,6 +347,7 @@ impl Monitor {
     fn switch(&self, index: usize, group: &mut GroupStatus, peers: &dyn Peers) -> Result<()> {
         (group.phase, group.judge, group.tokens) = (Phase::Calm, Judge::default(), 0);
         (group.gathered, group.noise_ratio) = Default::default();
+        group.pause = LEARN_PAUSE * self.plan.learn_tokens;
         if group.staged == 0 {
             return self.say(peers, &DriftCommand::Abandon { group: index });
         }
@@ -362,13 +369,17 @@ impl Monitor {
 
     /// Not on this thread: a disk may be slow.
     fn write_manifest(&self) -> Result<()> {
-        let Some(folder) = self.plan.write_manifest.clone() else { return Ok(()) };
+        let Some(folder) = self.plan.write_manifest.clone() else {
+            return Ok(());
+        };
         let manifest = self.manifest()?;
         let write = move || match manifest.write(&folder) {
             Ok(path) => tracing::info!("learned manifest written to {}", path.display()),
             Err(error) => tracing::error!("the learned manifest could not be written: {error}"),
         };
-        std::thread::Builder::new().name("tpq-manifest".to_owned()).spawn(write)?;
+        std::thread::Builder::new()
+            .name("tpq-manifest".to_owned())
+            .spawn(write)?;
         Ok(())
     }
 
@@ -402,7 +413,11 @@ fn merged(replies: Vec<DriftReply>) -> Result<Vec<LayerReport>> {
             all = layers;
             continue;
         }
-        if !all.iter().map(|report| &report.layer).eq(layers.iter().map(|report| &report.layer)) {
+        if !all
+            .iter()
+            .map(|report| &report.layer)
+            .eq(layers.iter().map(|report| &report.layer))
+        {
             return Err(answer(rank, "other layers than rank 0's"));
         }
         for (all, layer) in all.iter_mut().zip(layers) {

@@ -100,7 +100,10 @@ impl LearnedLayer {
     pub fn learn(old: &Layer, observers: &[RangeObserver], lesson: Lesson) -> Result<Self> {
         let statistics = LayerStatistics::gather(old.name(), observers)?;
         let layer = statistics.into_layer(OutlierCount::Count(old.outliers().len()), Selection::Largest)?;
-        let numbers = layer.curves().iter().flat_map(|curve| curve.error.iter().chain(&curve.step));
+        let numbers = layer
+            .curves()
+            .iter()
+            .flat_map(|curve| curve.error.iter().chain(&curve.step));
         Ok(Self {
             name: layer.name().to_owned(),
             features: layer.features(),
@@ -130,7 +133,13 @@ impl LearnedLayer {
             self.curves.len()
         );
         let db = f32::from_bits(self.expected_sqnr_db);
-        let layer = Layer::new(&self.name, self.features, self.outliers.clone(), floats(&self.ranges), db)?;
+        let layer = Layer::new(
+            &self.name,
+            self.features,
+            self.outliers.clone(),
+            floats(&self.ranges),
+            db,
+        )?;
         let curves = self.curves.chunks_exact(NUMBERS).map(|numbers| {
             let number = |at: usize| f32::from_bits(numbers[at]);
             Curve {
@@ -173,7 +182,10 @@ mod tests {
     fn a_learner_stops_at_the_end_of_its_lesson() {
         let lesson = Lesson::new(64, 16, 0.9);
         assert_eq!(learned(lesson, 64), learned(lesson, 1000));
-        assert_eq!((learned(lesson, 63).sequences(), learned(lesson, 64).sequences()), (3, 4));
+        assert_eq!(
+            (learned(lesson, 63).sequences(), learned(lesson, 64).sequences()),
+            (3, 4)
+        );
     }
 
     #[test]

@@ -66,7 +66,13 @@ struct Ranges {
 
 impl Monitor {
     /// `None` where nothing is to be watched: a codec without calibration, or every group off.
-    pub fn new(plan: &DriftPlan, codec: &CodecPlan, manifest: Option<&Manifest>, ema: f64, rank: usize) -> Option<Self> {
+    pub fn new(
+        plan: &DriftPlan,
+        codec: &CodecPlan,
+        manifest: Option<&Manifest>,
+        ema: f64,
+        rank: usize,
+    ) -> Option<Self> {
         let manifest = manifest.filter(|_| !plan.is_off())?;
         Some(Self {
             plan: plan.clone(),
@@ -174,7 +180,10 @@ impl Monitor {
     fn manifest_after(&self, group: usize) -> Result<Manifest> {
         let ranges = lock(&self.ranges);
         let mut adopted = ranges.adopted.clone();
-        let staged = ranges.staged.iter().filter(|(name, _)| self.plan.group_of(name) == group);
+        let staged = ranges
+            .staged
+            .iter()
+            .filter(|(name, _)| self.plan.group_of(name) == group);
         adopted.extend(staged.map(|(name, layer)| (name.clone(), layer.clone())));
         self.manifest_with(&adopted, ranges.lesson)
     }

@@ -11,8 +11,8 @@ use super::window::Window;
 use crate::calibrate::RangeObserver;
 use crate::codec::{Codec, Values};
 
-/// One token of this many is probed. A probe is one encode and one decode of a row; an exchange makes one encode and as many
-/// decodes as there are ranks, so probes cost at most 2/3 of 1/128 of the codec's time, whatever the codec and the host.
+/// One token of this many is probed. A probe is at most one encode and one decode of a row; an exchange makes one encode and as many
+/// decodes as there are ranks, so probes cost some 2/3 of 1/128 of the codec's time, whatever the codec and the host.
 pub const PROBE_EVERY: usize = 128;
 
 /// Values of each sum that go into the digest which the ranks compare.
@@ -53,7 +53,10 @@ struct State {
 impl SiteMonitor {
     pub(super) fn new(name: Arc<str>, rank: usize, group: usize, original: Arc<Calibrated>) -> Self {
         // Layers probe different tokens, so that a short text is seen by some of them.
-        let until_probe = name.bytes().fold(0, |sum: usize, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % PROBE_EVERY;
+        let until_probe = name
+            .bytes()
+            .fold(0, |sum: usize, byte| sum.wrapping_mul(31).wrapping_add(byte.into()))
+            % PROBE_EVERY;
         Self {
             name,
             rank,
@@ -214,12 +217,16 @@ impl State {
 
     fn probe(&mut self, rank: usize, input: Values<'_>, tokens: usize) {
         while self.until_probe < tokens {
-            let probed = self.calibrated.probe(rank, input, self.until_probe, &mut self.scratch);
+            let (at, estimate) = (self.until_probe, self.fallback.is_some());
+            let probed = self.calibrated.probe(rank, input, at, estimate, &mut self.scratch);
             self.until_probe += PROBE_EVERY;
             let Some(probed) = probed else { continue };
             let window = &mut self.window;
             window.probes += 1;
-            window.noise += probed.noise;
+            if let Some(noise) = probed.noise {
+                window.noises += 1;
+                window.noise += noise;
+            }
             if let Some(shift) = probed.shift {
                 window.shifts += 1;
                 window.shift += shift;

@@ -17,7 +17,9 @@ pub struct Window {
     pub expected_clipped: f64,
     /// Tokens that were probed.
     pub probes: u64,
-    /// Sum over probes of quantization noise over the expected.
+    /// Probes with a noise.
+    pub noises: u64,
+    /// Sum over these of quantization noise over the expected.
     pub noise: f64,
     /// Probes with a shift.
     pub shifts: u64,
@@ -32,7 +34,7 @@ pub struct Evidence {
     pub clip_rate: f64,
     /// Clipped values over the expected.
     pub clip_ratio: f64,
-    /// Quantization noise over the expected; `None` for too few probes.
+    /// Quantization noise over the expected; `None` for too few probes, and for `paper`.
     pub noise_ratio: Option<f64>,
     /// Octaves by which features that were calibrated as equal differ from it; 0 for none. `None` without curves or probes.
     pub range_shift: Option<f64>,
@@ -44,6 +46,7 @@ impl Window {
         self.clipped += other.clipped;
         self.expected_clipped += other.expected_clipped;
         self.probes += other.probes;
+        self.noises += other.noises;
         self.noise += other.noise;
         self.shifts += other.shifts;
         self.shift += other.shift;
@@ -54,9 +57,14 @@ impl Window {
         Evidence {
             clip_rate: self.clipped as f64 / self.values.max(1) as f64,
             clip_ratio: self.clipped as f64 / self.expected_clipped.max(CLIPS_NEEDED),
-            noise_ratio: (self.probes >= PROBES_NEEDED).then(|| mean(self.noise, self.probes)),
+            noise_ratio: (self.noises >= PROBES_NEEDED).then(|| mean(self.noise, self.noises)),
             range_shift: (self.shifts > 0).then(|| 0.5 * mean(self.shift, self.shifts).log2()),
         }
+    }
+
+    /// Whether there are enough probes to judge by them alone.
+    pub(super) fn is_enough(&self) -> bool {
+        self.probes >= PROBES_NEEDED
     }
 
     /// Whether another rank can have counted this.

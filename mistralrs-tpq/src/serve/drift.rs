@@ -39,13 +39,17 @@ pub(super) fn page(page: &mut Page, monitor: &Monitor) {
         "1 for the phase that a layer group is in.",
         groups().flat_map(|(group, status)| {
             let now = status.phase.name();
-            phases
-                .iter()
-                .map(move |phase| (vec![group, ("phase", phase.name())], f64::from(u8::from(phase.name() == now))))
+            phases.iter().map(move |phase| {
+                (
+                    vec![group, ("phase", phase.name())],
+                    f64::from(u8::from(phase.name() == now)),
+                )
+            })
         }),
     );
     let evidence = |value: fn(&Evidence) -> Option<f64>| {
-        let samples = groups().filter_map(move |(group, status)| Some((vec![group], value(status.evidence.as_ref()?)?)));
+        let samples =
+            groups().filter_map(move |(group, status)| Some((vec![group], value(status.evidence.as_ref()?)?)));
         samples.collect::<Vec<_>>()
     };
     page.metric(
@@ -82,6 +86,7 @@ pub(super) fn page(page: &mut Page, monitor: &Monitor) {
         "tpq_drift_seconds_total",
         Kind::Counter,
         "Time of this rank in watching for drift, and in learning new ranges.",
-        [("watch", status.watched), ("learn", status.learned)].map(|(what, time)| (vec![("what", what)], time.as_secs_f64())),
+        [("watch", status.watched), ("learn", status.learned)]
+            .map(|(what, time)| (vec![("what", what)], time.as_secs_f64())),
     );
 }
