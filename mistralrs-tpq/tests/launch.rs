@@ -116,6 +116,24 @@ fn every_rank_gets_its_place_and_every_line_its_prefix() {
 }
 
 #[test]
+fn ranks_share_the_cores_unless_the_user_has_said_how_many_threads() {
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let threads = |ranks: usize, of_user: Option<&str>| {
+        let mut command = command(&["-n", &ranks.to_string()], "echo $RAYON_NUM_THREADS");
+        match of_user {
+            Some(threads) => command.env("RAYON_NUM_THREADS", threads),
+            None => command.env_remove("RAYON_NUM_THREADS"),
+        };
+        sorted(&command.output().unwrap().stdout)
+    };
+    assert_eq!(threads(1, None), [format!("[rank 0] {cores}")]);
+    let half = (cores / 2).max(1);
+    assert_eq!(threads(2, None), [0, 1].map(|rank| format!("[rank {rank}] {half}")));
+    assert_eq!(threads(cores + 1, None)[0], "[rank 0] 1");
+    assert_eq!(threads(1, Some("7")), ["[rank 0] 7"]);
+}
+
+#[test]
 fn lines_of_different_ranks_never_mix() {
     let script = "i=0; while [ $i -lt 300 ]; do printf '%s' aaaaaaaaaa; printf '%s\\n' $TPQ_RANK; i=$((i+1)); done";
     let (output, _) = launch(&["-n", "4"], script);

@@ -76,7 +76,8 @@ Examples:
   tpq launch -n 2 -- mistralrs-server --tpq-config tpq.yaml run -m ./model
   tpq launch -n 4 --base-port 7700 -- sh -c 'exec ./worker --gpu $TPQ_RANK'
 
-Rank 0 reads stdin when that is a pipe or a file; a terminal is not passed on.")]
+Rank 0 reads stdin when that is a pipe or a file; a terminal is not passed on. Each rank computes with its share of this host's
+cores; RAYON_NUM_THREADS overrides that.")]
 pub struct LaunchArgs {
     /// Ranks to start, 1 to 64
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -85,8 +86,8 @@ pub struct LaunchArgs {
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
     pub base_port: Option<u16>,
     /// Seconds between asking ranks to stop (SIGTERM) and killing them (SIGKILL), and seconds that the others have to finish
-    /// after rank 0
-    #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
+    /// after rank 0. mistralrs-server lets open streams go on for 5
+    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     pub grace_s: f64,
     /// Start a rank that failed again, up to N times each [10 when N is left out], instead of stopping the others. They wait for it
     /// (TPQ_REJOIN=1, see `group.rejoin`): requests in flight fail, later ones are served again. Example: --restart=3

@@ -22,6 +22,10 @@ use crate::report::prometheus;
 
 /// How long open streams may go on after a signal.
 const DRAIN: Duration = Duration::from_secs(5);
+/// For the ranks to tell each other of the end.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// As a shell reports a process that SIGTERM ended.
+const TERMINATED: i32 = 128 + 15;
 
 pub(super) async fn bind(ip: &str, port: u16) -> Result<TcpListener> {
     TcpListener::bind((ip, port))
@@ -72,6 +76,25 @@ pub async fn stop_signal() {
     tokio::select! {
         () = wait(SignalKind::interrupt()) => (),
         () = wait(SignalKind::terminate()) => (),
+    }
+}
+
+/// Ranks other than 0, told to stop: rank 0 was most likely told too, and ends the group when its streams are done. It gets the
+/// time for that; then this process ends as the signal says.
+pub fn outlast_rank_0() {
+    // The engine's runtime is blocked while the engine runs on this rank.
+    let wait = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        match runtime {
+            Ok(runtime) => runtime.block_on(stop_signal()),
+            // Without a handler the signal ends the process.
+            Err(error) => return tracing::warn!("no handler for signals: {error}"),
+        }
+        std::thread::sleep(DRAIN + FAREWELL);
+        std::process::exit(TERMINATED);
+    };
+    if let Err(error) = std::thread::Builder::new().name("tpq-stop".to_owned()).spawn(wait) {
+        tracing::warn!("no thread that waits for signals: {error}");
     }
 }
 

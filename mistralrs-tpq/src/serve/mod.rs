@@ -33,6 +33,9 @@ pub async fn run(args: ServerArgs) -> Result<()> {
         None => None,
     };
     let serves = node.as_ref().is_none_or(|node| node.rank() == 0);
+    if !serves {
+        http::outlast_rank_0();
+    }
     // Bound before the model is loaded: a port in use shows at once, not after minutes.
     let listener = if serves {
         Some(http::bind(&args.serve_ip, port).await?)

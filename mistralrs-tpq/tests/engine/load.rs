@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::process::Process;
 use crate::common::{free_ports, model, turn, within};
-use crate::runs::{launch_command, request, Server, COMPLETIONS, LIMIT};
+use crate::runs::{launch_command, request, text_of, Server, COMPLETIONS, LIMIT};
 
 const TOKENS: usize = 24;
 
@@ -35,19 +35,6 @@ fn open_requests(server: &Server) -> f64 {
         .unwrap_or_else(|| panic!("no tpq_requests_open in {page}"))
 }
 
-fn text_of(chunks: impl Iterator<Item = String>) -> String {
-    chunks
-        .filter(|data| data != "[DONE]")
-        .map(|data| {
-            let chunk: serde_json::Value = serde_json::from_str(&data).unwrap();
-            chunk["choices"][0]["text"]
-                .as_str()
-                .unwrap_or_else(|| panic!("{chunk}"))
-                .to_owned()
-        })
-        .collect()
-}
-
 #[test]
 fn sixty_four_streaming_clients_of_four_ranks_get_the_text_that_each_gets_alone() {
     let _turn = turn();
@@ -71,7 +58,8 @@ fn sixty_four_streaming_clients_of_four_ranks_get_the_text_that_each_gets_alone(
                     events.by_ref().take(4).for_each(|event| drop(event.unwrap()));
                     return;
                 }
-                let text = text_of(events.map(Result::unwrap));
+                let chunks = events.map(Result::unwrap).filter(|data| data != "[DONE]");
+                let text: String = chunks.map(|data| text_of(&data)).collect();
                 assert!(!text.is_empty());
                 if greedy {
                     assert_eq!(text, alone[which], "client {client}");

@@ -191,3 +191,10 @@ pub const COMPLETIONS: &str = "/v1/completions";
 pub fn request(prompt: &str, max_tokens: usize) -> Value {
     json!({"model": "default", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0.0})
 }
+
+/// The text that one event of a stream carries.
+pub fn text_of(event: &str) -> String {
+    let chunk: Value = serde_json::from_str(event).unwrap_or_else(|error| panic!("{error}: {event}"));
+    let text = chunk["choices"][0]["text"].as_str();
+    text.unwrap_or_else(|| panic!("no text: {chunk}")).to_owned()
+}

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::process::Process;
 use crate::common::{free_ports, model, turn, within};
-use crate::runs::{request, server_command, Server, COMPLETIONS, LIMIT};
+use crate::runs::{request, server_command, text_of, Server, COMPLETIONS, LIMIT};
 
 const PROMPTS: [&str; 2] = ["//! This crate provides", "fn main() {\n    let "];
 const TOKENS: usize = 40;
@@ -79,42 +79,42 @@ fn a_stream_carries_the_text_of_the_whole_answer() {
         .collect();
     let (done, chunks) = data.split_last().expect("events");
     assert_eq!(done, "[DONE]");
-    let text: String = chunks
-        .iter()
-        .map(|chunk| {
-            serde_json::from_str::<serde_json::Value>(chunk).unwrap()["choices"][0]["text"]
-                .as_str()
-                .unwrap()
-                .to_owned()
-        })
-        .collect();
+    let text: String = chunks.iter().map(|chunk| text_of(chunk)).collect();
     assert_eq!(text, whole);
 }
 
 #[test]
-fn sigterm_on_the_launcher_ends_every_process() {
+fn sigterm_on_the_launcher_lets_the_open_stream_end_and_then_every_process() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let mut server = Server::two_ranks(folder.path(), "{kind: dynamic}");
-    server.complete(PROMPTS[0], 4);
+    let whole = server.complete(PROMPTS[0], TOKENS);
     // Launcher, guard, two ranks.
     assert!(
         server.process.relatives().len() >= 3,
         "{:?}",
         server.process.relatives()
     );
+    let mut streamed = request(PROMPTS[0], TOKENS);
+    streamed["stream"] = true.into();
+    let mut events = server.http.stream(COMPLETIONS, &streamed).unwrap();
+    let first = events.next().expect("the stream goes on").unwrap();
     let start = Instant::now();
     server.process.signal(Signal::SIGTERM);
+    let rest: Vec<String> = events.map(Result::unwrap).collect();
+    assert_eq!(rest.last().map(String::as_str), Some("[DONE]"));
+    let text: String = std::iter::once(&first)
+        .chain(&rest[..rest.len() - 1])
+        .map(|data| text_of(data))
+        .collect();
+    assert_eq!(text, whole);
+
     let finished = server.process.finish();
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
-    // 0: every rank ended in good order; 143: one was ended by the signal that it, too, was passed.
-    assert!(
-        matches!(finished.status.code(), Some(0 | 143)),
-        "{}\n{}",
-        finished.status,
-        finished.stderr
-    );
-    assert!(!finished.stderr.contains("panicked at"), "{}", finished.stderr);
+    assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
+    for bad in ["panicked at", "WARN", "ERROR"] {
+        assert!(!finished.stderr.contains(bad), "{bad}: {}", finished.stderr);
+    }
     let gone = within(Duration::from_secs(5), || server.process.relatives().is_empty());
     assert!(gone, "left behind: {:?}", server.process.relatives());
 }

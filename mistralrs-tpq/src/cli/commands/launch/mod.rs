@@ -14,6 +14,9 @@ use crate::cli::CliError;
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
 
+/// How many threads the engine computes with (rayon's variable).
+const THREADS_VARIABLE: &str = "RAYON_NUM_THREADS";
+
 /// Returns the exit code of the launch.
 pub fn run(args: &LaunchArgs, global: &Global) -> Result<u8, CliError> {
     let ports = match args.base_port {
@@ -28,6 +31,7 @@ pub fn run(args: &LaunchArgs, global: &Global) -> Result<u8, CliError> {
         command: &args.command,
         ranks: usize::from(args.ranks),
         peers: peers.join(","),
+        threads: threads_of_a_rank(usize::from(args.ranks)),
         grace: Duration::from_secs_f64(args.grace_s),
         restarts: args.restart,
         quiet_workers: args.quiet_workers,
@@ -41,6 +45,16 @@ pub fn run(args: &LaunchArgs, global: &Global) -> Result<u8, CliError> {
         },
     };
     supervisor::run(&launch)
+}
+
+/// The ranks share this host's cores: a pool as large as the host in each of them makes them wait for one another in the
+/// middle of a layer. `None` where the user has decided.
+fn threads_of_a_rank(ranks: usize) -> Option<usize> {
+    if std::env::var_os(THREADS_VARIABLE).is_some() {
+        return None;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Some((cores / ranks).max(1))
 }
 
 fn ports_from(base: u16, ranks: u16) -> Result<Vec<u16>, CliError> {

@@ -29,6 +29,8 @@ pub(super) struct Launch<'a> {
     pub(super) ranks: usize,
     /// `TPQ_PEERS`
     pub(super) peers: String,
+    /// That each rank computes with.
+    pub(super) threads: Option<usize>,
     pub(super) grace: Duration,
     /// Of each rank.
     pub(super) restarts: u32,
@@ -148,6 +150,9 @@ impl Supervisor<'_> {
         let mut command = Command::new(self.tpq);
         if launch.restarts > 0 {
             command.env(config::REJOIN_VARIABLE, "1");
+        }
+        if let Some(threads) = launch.threads {
+            command.env(super::THREADS_VARIABLE, threads.to_string());
         }
         let mut process = command
             .args(["__rank", "--parent", &std::process::id().to_string(), "--"])
