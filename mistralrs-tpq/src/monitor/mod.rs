@@ -16,6 +16,7 @@ mod judge;
 mod lead;
 mod learn;
 mod site;
+mod status;
 mod window;
 
 use std::collections::BTreeMap;
@@ -25,9 +26,10 @@ use anyhow::{Context, Result};
 
 pub use command::{DriftCommand, DriftError, DriftReply, LayerReport};
 pub use judge::{Change, Judge};
-pub use lead::{GroupStatus, Peers, Phase, Status};
+pub use lead::Peers;
 pub use learn::{LearnedLayer, Lesson};
 pub use site::{SiteMonitor, PROBE_EVERY};
+pub use status::{GroupStatus, Phase, Status};
 pub use window::{Evidence, Window};
 
 use self::baseline::Calibrated;
