@@ -51,8 +51,9 @@ fn a_shift_is_reported_within_200_tokens_and_no_shift_is_not() {
         let rank_0 = &group.run(&steps)[0];
         let drifted = |step: usize| rank_0.status[step].groups[0].drifts > 0;
         let at = tokens_until(&steps, drifted);
-        println!("{codec}: reported {} tokens after the shift", at as i64 - 2000);
-        assert!((2000..2200).contains(&at), "{codec}: {at}");
+        let after = at as i64 - 2000;
+        println!("{codec}: reported {after} tokens after the shift");
+        assert!((0..=200).contains(&after), "{codec}: {after}");
     }
 }
 
@@ -101,7 +102,7 @@ fn a_group_in_fallback_is_sent_without_ranges_until_it_recovers() {
 fn each_group_has_its_own_policy() {
     let drift =
         "{policy: off, groups: [{layers: \"*.mlp.*\", policy: recalibrate}, {layers: \"l.0.*\", policy: warn}, \
-                 {layers: \"l.1.attn.o_proj\", policy: fallback}], learn_tokens: 256}";
+                 {layers: \"*.attn.*\", policy: fallback}], learn_tokens: 256}";
     let steps = script(&[(HOME, 300), (AWAY, 1200)]);
     let rank_0 = &Group::new(2, CODECS[1], drift, HOME).run(&steps)[0];
     let groups = &rank_0.status.last().unwrap().groups;

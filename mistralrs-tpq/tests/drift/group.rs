@@ -16,11 +16,13 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 pub const FEATURES: usize = 64;
-pub const LAYERS: [&str; 4] = [
+pub const LAYERS: [&str; 6] = [
     "l.0.attn.o_proj",
     "l.0.mlp.down_proj",
     "l.1.attn.o_proj",
     "l.1.mlp.down_proj",
+    "l.2.attn.o_proj",
+    "l.2.mlp.down_proj",
 ];
 const CALIBRATION: (u64, u64) = (24, 128);
 const PATIENCE: Patience = Patience::Total(Duration::from_secs(30));
