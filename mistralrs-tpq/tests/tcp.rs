@@ -6,6 +6,8 @@ mod coarse;
 #[path = "collective/group.rs"]
 #[allow(dead_code)]
 mod group;
+#[path = "common/ports.rs"]
+mod ports;
 #[path = "tcp/ring.rs"]
 mod ring;
 #[path = "tcp/strangers.rs"]

@@ -9,22 +9,11 @@ pub mod manifest;
 pub mod model;
 #[cfg(target_os = "linux")]
 pub mod namespace;
+pub mod ports;
 pub mod process;
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-/// Distinct loopback ports that were free a moment ago.
-pub fn free_ports(count: usize) -> Vec<u16> {
-    // All are held until the last is known, so none comes twice.
-    let held: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
-        .collect();
-    held.iter()
-        .map(|listener| listener.local_addr().unwrap().port())
-        .collect()
-}
 
 /// One test at a time: tests of this crate's engine side start up to four processes with a model each, and two such tests at
 /// once on a small host make each other late.

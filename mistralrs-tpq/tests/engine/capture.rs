@@ -12,7 +12,7 @@ use mistralrs_tpq::wire::{FrameHeader, FrameKind};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::common::namespace::{run_inside, sh};
-use crate::common::{free_ports, model};
+use crate::common::{model, ports::free_ports};
 use crate::runs::{launch_command, Server};
 
 const PROMPT: &str = "fn all_reduce(parts: &[Vec<f32>]) -> Vec<f32> {";

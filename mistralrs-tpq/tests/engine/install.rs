@@ -1,6 +1,6 @@
 //! Embedding, and the smallest group.
 
-use crate::common::{free_ports, model, turn};
+use crate::common::{model, ports::free_ports, turn};
 use crate::runs::{server_command, Server};
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::common::process::Process;
-use crate::common::{free_ports, model, turn, within};
+use crate::common::{model, ports::free_ports, turn, within};
 use crate::runs::{launch_command, request, text_of, Server, COMPLETIONS, LIMIT};
 
 const TOKENS: usize = 24;

@@ -3,7 +3,7 @@
 
 use serde_json::{json, Value};
 
-use crate::common::{free_ports, model, turn};
+use crate::common::{model, ports::free_ports, turn};
 use crate::runs::{request, server_command, Server, COMPLETIONS};
 
 const PROMPT: &str = "fn main() {\n    let ";

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::common::process::{clean, refuse, succeed, tpq, Process, SERVER};
-use crate::common::{free_ports, model, turn};
+use crate::common::{model, ports::free_ports, turn};
 use crate::runs::{launch_command, Server, LIMIT};
 
 const PROMPT: &str = "//! This crate provides";

@@ -6,7 +6,7 @@ use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
 use crate::common::process::{tpq, Process, SERVER};
-use crate::common::{free_ports, model, turn, within};
+use crate::common::{model, ports::free_ports, turn, within};
 use crate::runs::{request, Server, COMPLETIONS, LIMIT};
 
 const GROUP: &str = "{connect_timeout_s: 60, timeout_s: 4, heartbeat_s: 0.5, encrypt: true}";

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::common::process::refuse;
-use crate::common::{free_ports, model, turn};
+use crate::common::{model, ports::free_ports, turn};
 use crate::runs::{calibrate, launch_command, paper, server_command};
 
 const LIMIT: Duration = Duration::from_secs(90);

@@ -10,7 +10,7 @@ use serde_json::{json, Value};
 use crate::common::http::Http;
 use crate::common::logits::{self, Logits};
 use crate::common::process::{clean, succeed, tpq, Process, SERVER};
-use crate::common::{free_ports, model};
+use crate::common::{model, ports::free_ports};
 
 /// For one command that loads a model and runs a page of text, in an unoptimised build on a busy host.
 pub const LIMIT: Duration = Duration::from_secs(240);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::common::process::Process;
-use crate::common::{free_ports, model, turn, within};
+use crate::common::{model, ports::free_ports, turn, within};
 use crate::runs::{request, server_command, text_of, Server, COMPLETIONS, LIMIT};
 
 const PROMPTS: [&str; 2] = ["//! This crate provides", "fn main() {\n    let "];

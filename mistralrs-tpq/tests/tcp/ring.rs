@@ -10,7 +10,8 @@ use mistralrs_tpq::transport::tcp::TcpMesh;
 use mistralrs_tpq::transport::{Patience, Transport};
 
 use crate::group::{on_all, PATIENCE};
-use crate::{listeners, mesh_config};
+use crate::mesh_config;
+use crate::ports::free_ports;
 
 fn ring_file(dir: &std::path::Path, rank: usize, ports: &[u16]) -> RingConfig {
     let right = ports[(rank + 1) % ports.len()];
@@ -22,14 +23,6 @@ fn ring_file(dir: &std::path::Path, rank: usize, ports: &[u16]) -> RingConfig {
     let path = dir.join(format!("ring{rank}.json"));
     std::fs::write(&path, text).unwrap();
     RingConfig::load(&path).unwrap()
-}
-
-fn free_ports(count: usize) -> Vec<u16> {
-    listeners(count)
-        .0
-        .iter()
-        .map(|l| l.local_addr().unwrap().port())
-        .collect()
 }
 
 #[test]

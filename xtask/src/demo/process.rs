@@ -4,12 +4,16 @@
 //! whole tree (ranks whose launcher was killed) become children of this process, which ends them.
 
 use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
+use socket2::{Domain, Socket, Type};
 
 const POLL: Duration = Duration::from_millis(50);
 /// How long a process may take to end on its own after SIGTERM.
@@ -160,10 +164,22 @@ impl Drop for Running {
     }
 }
 
-/// A port that was free a moment ago.
+/// A loopback port that stays this process's while it lives, so that `tpq launch` does not choose it for a rank, and that the
+/// server can listen on (Linux; elsewhere only a port that was free a moment ago).
 pub fn free_port() -> Result<u16> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1")?;
-    Ok(listener.local_addr()?.port())
+    static HELD: Mutex<Vec<Socket>> = Mutex::new(Vec::new());
+    let bind = || -> io::Result<(u16, Socket)> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0).into())?;
+        let bound = socket.local_addr()?.as_socket_ipv4();
+        Ok((bound.map_or(0, |address| address.port()), socket))
+    };
+    let (port, socket) = bind().context("no free port on 127.0.0.1")?;
+    if cfg!(target_os = "linux") {
+        HELD.lock().unwrap_or_else(PoisonError::into_inner).push(socket);
+    }
+    Ok(port)
 }
 
 pub use sys::adopt_orphans;
