@@ -7,7 +7,7 @@ use nix::sys::signal::{kill, Signal};
 use serde_json::Value;
 
 use crate::common::process::{succeed, tpq, Process, SERVER};
-use crate::common::{free_ports, model, turn, within};
+use crate::common::{model, ports::free_ports, turn, within};
 use crate::recovery::{process_of, wait_for_health};
 use crate::runs::{request, Server, COMPLETIONS, LIMIT};
 
