@@ -224,6 +224,7 @@ fn codes<const CODES: usize>(bytes: &[u8; CODES]) -> [__m128i; 4] {
 /// `sum[j] += code j * steps[j]` for 32 codes.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
+#[allow(unused_unsafe, reason = "newer compilers know that a prefetch is safe")]
 fn accumulate(codes: &[__m128i; 4], steps: &Lanes, sum: &mut [f32; BLOCK]) {
     for line in sum.as_chunks::<16>().0 {
         // SAFETY: a prefetch may name any address; where nothing is mapped it does nothing.
