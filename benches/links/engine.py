@@ -19,12 +19,11 @@ from run import ROOT, Network, run_ranks, stream_rate
 
 
 def rows_of(network, args):
-    peers = ",".join(f"{network.address(rank)}:7700" for rank in range(len(network.ranks)))
     command = [args.tpq, "bench", "engine", "--json", "--cpu", "--config", args.config, "--model", args.model]
     command += ["--prompt", str(args.prompt), "--generate", str(args.generate), "--runs", str(args.runs)]
     # Ranks share the host's cores: more threads than cores each would only wait for one another.
     threads = str(max(1, (os.cpu_count() or 1) // len(network.ranks)))
-    environment = lambda rank: {"TPQ_RANK": str(rank), "TPQ_PEERS": peers, "RAYON_NUM_THREADS": threads}
+    environment = lambda rank: {"TPQ_RANK": str(rank), "TPQ_PEERS": network.peers(), "RAYON_NUM_THREADS": threads}
     return run_ranks(network, lambda _: command, environment)
 
 

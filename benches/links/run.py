@@ -2,13 +2,17 @@
 """Exchanges over rate-limited links: N network namespaces, one rank in each, and a table against the wire's floor.
 
     cargo build --release -p mistralrs-tpq --no-default-features --bin tpq
-    sudo benches/links/run.py --ranks 2,4,8 --rate 1gbit [--gloo] [--json]
+    sudo benches/links/run.py --ranks 2,4,8 --rate 1gbit [--tokens 128,512] [--gloo] [--json]
+    benches/links/run.py --ranks 2 --rate loopback --tokens 1,8,64,512 --gloo
 
 Each namespace hangs on a bridge, which has a namespace of its own, by a veth pair. `tc tbf` limits both directions, as a
-switch port does. Linux, root, iproute2; with --gloo also a Python with torch (PYTHON names it). Leaves nothing behind.
+switch port does. Linux, root, iproute2; with --gloo also a Python with torch (PYTHON names it). Leaves nothing behind. With
+--rate loopback the ranks share this host's loopback, without namespaces or root.
 
 The floor is the bytes that the busiest rank sends over the rate that a plain TCP stream reaches between two namespaces. cpu is
-the share of the machine's cores in use while a row ran: near 100% the ranks wait for cores and not for the wire.
+the share of the machine's cores in use in the middle of a row: near 100% the ranks wait for cores and not for the wire. core ms
+is the same as time: what all ranks and the kernel for them spent on one exchange, on all cores together. An exchange takes at
+least core ms over the number of cores, whatever the wire does.
 """
 
 import argparse
@@ -17,6 +21,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -29,11 +34,13 @@ def sh(*command, **kwargs):
 
 
 def inside(namespace, *command):
-    return ["ip", "netns", "exec", namespace, *command]
+    return ["ip", "netns", "exec", namespace, *command] if namespace else list(command)
 
 
 class Network:
     """`ranks` namespaces on one bridge; 10.77.0.(1 + rank)."""
+
+    interface = "eth0"
 
     def __init__(self, ranks, rate):
         self.ranks = [f"{NAME}r{rank}" for rank in range(ranks)]
@@ -71,9 +78,30 @@ class Network:
     def address(self, rank):
         return f"10.77.0.{rank + 1}"
 
+    def peers(self):
+        return ",".join(f"{self.address(rank)}:{7700 + rank}" for rank in range(len(self.ranks)))
+
     def __exit__(self, *_):
         for namespace in [*self.ranks, self.switch]:
             subprocess.run(["ip", "netns", "del", namespace], stderr=subprocess.DEVNULL)
+
+
+class Loopback(Network):
+    """`ranks` processes on 127.0.0.1, unlimited."""
+
+    interface = "lo"
+
+    def __init__(self, ranks):
+        self.ranks = [None] * ranks
+
+    def build(self):
+        pass
+
+    def address(self, rank):
+        return "127.0.0.1"
+
+    def __exit__(self, *_):
+        pass
 
 
 def stream_rate(network):
@@ -101,17 +129,37 @@ def run_ranks(network, command_of, environment):
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
-def cpu_ticks():
-    """(busy, all) ticks of the machine's cores: the ranks' own, and the kernel's for their packets."""
-    with open("/proc/stat") as stat:
-        ticks = [int(word) for word in stat.readline().split()[1:9]]
-    idle = ticks[3] + ticks[4]
-    return sum(ticks) - idle, sum(ticks)
+class Cores:
+    """How busy the machine's cores are, the kernel's work for packets included, without the first and last part of a run."""
+
+    def __enter__(self):
+        self.samples, self.stop = [self.ticks()], threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def watch(self):
+        while not self.stop.wait(0.05):
+            self.samples.append(self.ticks())
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
+
+    def busy(self):
+        first, last = (self.samples[int((len(self.samples) - 1) * part)] for part in (0.4, 0.9))
+        busy, ticks = (after - before for after, before in zip(last, first))
+        return busy / max(ticks, 1)
+
+    @staticmethod
+    def ticks():
+        with open("/proc/stat") as stat:
+            ticks = [int(word) for word in stat.readline().split()[1:9]]
+        return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
-def tpq_rows(network, args):
-    peers = ",".join(f"{network.address(rank)}:7700" for rank in range(len(network.ranks)))
-    size = str(args.tokens * args.features * 2)
+def tpq_rows(network, tokens, args):
+    peers, size = network.peers(), str(tokens * args.features * 2)
     base = [args.tpq, "bench", "exchange", "--json", "--insecure", "--min-bytes", size, "--max-bytes", size]
     base += ["--gather-bits", str(args.gather_bits), "--features", str(args.features), "--seconds", str(args.seconds)]
     cases = [["--codec", "none"]]
@@ -119,22 +167,22 @@ def tpq_rows(network, args):
         cases += [["--codec", codec, "--algorithm", algorithm] for algorithm in args.algorithm.split(",")]
     rows = []
     for case in cases:
-        busy, ticks = cpu_ticks()
-        found = run_ranks(network, lambda _: base + case, lambda rank: {"TPQ_RANK": str(rank), "TPQ_PEERS": peers})
-        busy, ticks = (after - before for after, before in zip(cpu_ticks(), (busy, ticks)))
-        rows += [{**row, "cpu_busy": busy / ticks} for row in found]
+        with Cores() as cores:
+            found = run_ranks(network, lambda _: base + case, lambda rank: {"TPQ_RANK": str(rank), "TPQ_PEERS": peers})
+        busy, count = cores.busy(), os.cpu_count() or 1
+        rows += [{**row, "cpu_busy": busy, "core_us": busy * count * row["us_median"]} for row in found]
     return rows
 
 
 def gloo_rows(network, args):
     script = os.path.join(ROOT, "benches", "peers", "gloo.py")
-    command = [os.environ.get("PYTHON", sys.executable), script, str(args.tokens), str(args.features), str(args.seconds)]
+    command = [os.environ.get("PYTHON", sys.executable), script, args.tokens, str(args.features), str(args.seconds)]
     environment = lambda rank: {
         "RANK": str(rank),
         "WORLD_SIZE": str(len(network.ranks)),
         "MASTER_ADDR": network.address(0),
         "MASTER_PORT": "7900",
-        "GLOO_SOCKET_IFNAME": "eth0",
+        "GLOO_SOCKET_IFNAME": network.interface,
         "OMP_NUM_THREADS": "1",
     }
     return run_ranks(network, lambda _: command, environment)
@@ -143,8 +191,8 @@ def gloo_rows(network, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", default="2,4,8")
-    parser.add_argument("--rate", default="1gbit", help="as tc reads it, or none")
-    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--rate", default="1gbit", help="as tc reads it, none (namespaces without a limit) or loopback")
+    parser.add_argument("--tokens", default="512", help="rows of a message, separated by commas")
     parser.add_argument("--features", type=int, default=4096)
     parser.add_argument("--algorithm", default="auto,one_shot,two_shot,ring,doubling")
     parser.add_argument("--codec", default="paper,dynamic")
@@ -154,18 +202,20 @@ def main():
     parser.add_argument("--tpq", default=os.path.join(ROOT, "target", "release", "tpq"))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and args.rate != "loopback":
         sys.exit("network namespaces need root")
     # So that the namespaces go when the script is told to.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for ranks in map(int, args.ranks.split(",")):
-        with Network(ranks, args.rate) as network:
+        with Loopback(ranks) if args.rate == "loopback" else Network(ranks, args.rate) as network:
             rate = stream_rate(network)
-            rows = tpq_rows(network, args) + (gloo_rows(network, args) if args.gloo else [])
-        baseline = next(row["us_median"] for row in rows if row["codec"] == "none")
+            rows = [row for tokens in args.tokens.split(",") for row in tpq_rows(network, int(tokens), args)]
+            rows += gloo_rows(network, args) if args.gloo else []
+        baselines = {row["tokens"]: row["us_median"] for row in rows if row["codec"] == "none" and row["algorithm"] != "gloo"}
+        gloo = {row["tokens"]: row["us_median"] for row in rows if row["algorithm"] == "gloo"}
         if not args.json:
             print(f"\n{ranks} ranks, {args.rate}: a TCP stream reaches {rate * 8 / 1e9:.3f} Gbit/s")
-            print(f"{'codec':9} {'algorithm':10} {'bits/value':>10} {'median us':>10} {'p99 us':>10} {'floor us':>9} {'x floor':>8} {'none / it':>9} {'wrong':>5} {'cpu':>4}")
+            print(f"{'tokens':>6} {'codec':9} {'algorithm':10} {'bits/value':>10} {'median us':>10} {'p99 us':>10} {'floor us':>9} {'x floor':>8} {'none / it':>9} {'Gloo / it':>9} {'wrong':>5} {'cpu':>4} {'core ms':>7}")
         for row in rows:
             row["floor_us"] = row["bytes_sent_per_rank"] / rate * 1e6
             row["link"], row["stream_gbps"] = args.rate, rate * 8 / 1e9
@@ -173,8 +223,8 @@ def main():
                 print(json.dumps(row))
                 continue
             print(
-                f"{row['codec']:9} {row['algorithm']:10} {row['bits_per_value']:10.3f} {row['us_median']:10.0f} {row['us_p99']:10.0f} "
-                f"{row['floor_us']:9.0f} {row['us_median'] / row['floor_us']:8.3f} {baseline / row['us_median']:9.2f} {row['wrong']:5} {row.get('cpu_busy', 0):4.0%}",
+                f"{row['tokens']:6} {row['codec']:9} {row['algorithm']:10} {row['bits_per_value']:10.3f} {row['us_median']:10.0f} {row['us_p99']:10.0f} "
+                f"{row['floor_us']:9.0f} {row['us_median'] / row['floor_us']:8.3f} {baselines[row['tokens']] / row['us_median']:9.2f} {gloo.get(row['tokens'], 0) / row['us_median']:9.2f} {row['wrong']:5} {row.get('cpu_busy', 0):4.0%} {row.get('core_us', 0) / 1e3:7.1f}",
                 flush=True,
             )
 

@@ -26,9 +26,19 @@ pub(super) struct Room {
 impl Scratch {
     /// Buffers of these lengths, with whatever they held: clearing the sums of a prefill takes as long as decoding it.
     pub(super) fn prepare(&mut self, elements: usize, own_len: usize) {
-        self.sum.resize(elements, 0.0);
-        self.own.resize(own_len, 0);
+        fit(&mut self.sum, elements);
+        fit(&mut self.own, own_len);
     }
+}
+
+/// `buffer` with room for exactly the longest message seen: a vector that grows by itself takes up to twice as much, and has its
+/// old and its new room at once.
+fn fit<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
+    if buffer.capacity() < len {
+        *buffer = Vec::new();
+        buffer.reserve_exact(len);
+    }
+    buffer.resize(len, T::default());
 }
 
 /// Operations that receive a payload of some length from each of `frames`, given as (rank, bytes), and how many.
@@ -36,7 +46,7 @@ pub(super) fn recv_ops(
     frames: impl Iterator<Item = (usize, usize)> + Clone,
     room: &mut Room,
 ) -> ([RecvOp<'_>; MAX_RANKS], usize) {
-    room.received.resize(frames.clone().map(|(_, len)| len).sum(), 0);
+    fit(&mut room.received, frames.clone().map(|(_, len)| len).sum());
     room.headers.resize(frames.clone().count() * FRAME_HEADER_LEN, 0);
     let mut ops = no_recvs();
     let mut count = 0;

@@ -30,6 +30,10 @@ rows!(Avx2, "avx2,f16c");
 
 type Lanes = [__m256; 4];
 
+/// How far ahead sums are fetched. The processor's own prefetcher stops at the end of a page: 8 Mi sums in memory took a quarter
+/// longer without, and 512 bytes ahead gained half of that.
+const AHEAD_BYTES: usize = 2048;
+
 /// Counts by lane.
 struct Counter(__m256i);
 
@@ -220,7 +224,12 @@ fn codes<const CODES: usize>(bytes: &[u8; CODES]) -> [__m128i; 4] {
 /// `sum[j] += code j * steps[j]` for 32 codes.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
+#[allow(unused_unsafe, reason = "newer compilers know that a prefetch is safe")]
 fn accumulate(codes: &[__m128i; 4], steps: &Lanes, sum: &mut [f32; BLOCK]) {
+    for line in sum.as_chunks::<16>().0 {
+        // SAFETY: a prefetch may name any address; where nothing is mapped it does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_byte_add(AHEAD_BYTES).cast()) };
+    }
     for ((codes, step), sum) in codes.iter().zip(steps).zip(sum.as_chunks_mut::<8>().0) {
         let codes = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(*codes));
         let sum = sum.as_mut_ptr();
