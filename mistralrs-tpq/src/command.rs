@@ -7,6 +7,7 @@ use anyhow::{bail, ensure, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::calibrate::RangeObserver;
+use crate::monitor::{DriftCommand, DriftReply};
 
 /// Sent by rank 0 on the step channel, so that it takes effect between two steps on every rank.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,6 +33,8 @@ pub enum Command {
     RestoreLayers(LayerState),
     /// Set the counters of the report to zero.
     ResetReport,
+    /// What the ranks do about drift.
+    Drift(DriftCommand),
     /// The group ends in good order.
     Shutdown,
 }
@@ -54,6 +57,7 @@ pub type LayerState = BTreeMap<String, RangeObserver>;
 pub enum Reply {
     Layers(LayerState),
     Report(Box<RankReport>),
+    Drift(DriftReply),
 }
 
 /// What one rank counted since the last reset, under one codec choice.
@@ -104,7 +108,7 @@ impl LayerError {
 pub fn gathered_reports(replies: Vec<Reply>) -> Result<Vec<RankReport>> {
     let report = |reply| match reply {
         Reply::Report(report) => Ok(*report),
-        Reply::Layers(_) => bail!("a rank answered with its layers instead of its report"),
+        _ => bail!("a rank answered with something else than its report"),
     };
     replies.into_iter().map(report).collect()
 }

@@ -53,8 +53,8 @@
 //! ```
 //!
 //! Beside it: `cuda` is the same for partial sums on GPUs, `config` and `manifest` say what to do, `calibrate` makes manifests,
-//! `eval` measures quality, `simulate` larger groups, `bench` speed, `report` and `cli` show it, `serve` is the HTTP server; `checkpoint` writes models
-//! with random weights to try all that on.
+//! `monitor` notices while serving that they no longer fit, `eval` measures quality, `simulate` larger groups, `bench` speed,
+//! `report` and `cli` show it, `serve` is the HTTP server; `checkpoint` writes models with random weights to try all that on.
 
 pub mod command;
 #[cfg(feature = "engine")]
@@ -77,6 +77,7 @@ pub mod bench;
 pub mod calibrate;
 pub mod checkpoint;
 pub mod eval;
+pub mod monitor;
 pub mod report;
 pub mod simulate;
 

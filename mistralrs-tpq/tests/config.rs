@@ -8,6 +8,8 @@ use mistralrs_tpq::config::{
 };
 use mistralrs_tpq::exchange::Algorithm;
 
+#[path = "config/drift.rs"]
+mod drift;
 #[path = "config/exchange.rs"]
 mod exchange;
 #[path = "config/place.rs"]
@@ -75,6 +77,7 @@ fn the_commented_file_states_the_defaults() {
     assert_eq!(commented.calibration.sequences, bare.calibration.sequences);
     assert_eq!(commented.calibration, bare.calibration);
     assert_eq!(commented.codec, bare.codec);
+    assert_eq!(commented.drift, bare.drift);
 }
 
 #[test]
@@ -193,7 +196,7 @@ fn an_unknown_key_unlike_any_other_gets_the_list_only() {
     let message = error_in("zzz: 1");
     assert_eq!(
         message,
-        "conf/tpq.yaml:3: unknown key `zzz`; keys here: version, group, codec, exchange, calibration"
+        "conf/tpq.yaml:3: unknown key `zzz`; keys here: version, group, codec, exchange, calibration, drift"
     );
 }
 

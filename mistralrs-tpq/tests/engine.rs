@@ -14,6 +14,8 @@ mod calibration;
 #[cfg(target_os = "linux")]
 #[path = "engine/capture.rs"]
 mod capture;
+#[path = "engine/drift.rs"]
+mod drift;
 #[path = "engine/install.rs"]
 mod install;
 #[path = "engine/instruments.rs"]

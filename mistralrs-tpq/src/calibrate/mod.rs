@@ -8,6 +8,7 @@
 
 mod adaptive;
 mod allocate;
+mod codec;
 mod corpus;
 mod curves;
 mod observe;
@@ -19,6 +20,7 @@ mod sensitivity;
 
 pub use adaptive::{adaptive_outliers, extra_bits};
 pub use allocate::{allocate, entropy_tables, expected_error, rd_tables};
+pub use codec::{codec_for, layer_codec};
 pub use corpus::Corpus;
 pub use curves::{Curve, GainHistogram};
 pub use observe::{ObserveError, RangeObserver};

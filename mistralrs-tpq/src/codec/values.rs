@@ -120,6 +120,33 @@ impl<'a> Values<'a> {
         }
     }
 
+    /// Writes elements `start..start + row.len()` to `row`.
+    ///
+    /// # Panics
+    /// As [`Values::slice`].
+    pub fn to_f32(&self, start: usize, row: &mut [f32]) {
+        fn convert<T: Element>(values: &[T], row: &mut [f32]) {
+            row.iter_mut().zip(values).for_each(|(to, from)| *to = from.to_f32());
+        }
+        match self.slice(start, start + row.len()) {
+            Self::F32(v) => row.copy_from_slice(v),
+            Self::Bf16(v) => convert(v, row),
+            Self::F16(v) => convert(v, row),
+        }
+    }
+
+    /// One element's bits.
+    ///
+    /// # Panics
+    /// As [`Values::slice`].
+    pub fn bits(&self, at: usize) -> u32 {
+        match self {
+            Self::F32(v) => v[at].to_bits(),
+            Self::Bf16(v) => u32::from(v[at].to_bits()),
+            Self::F16(v) => u32::from(v[at].to_bits()),
+        }
+    }
+
     /// Elements `start..end`.
     ///
     /// # Panics
@@ -129,6 +156,26 @@ impl<'a> Values<'a> {
             Self::F32(v) => Self::F32(&v[start..end]),
             Self::Bf16(v) => Self::Bf16(&v[start..end]),
             Self::F16(v) => Self::F16(&v[start..end]),
+        }
+    }
+}
+
+impl ValuesMut<'_> {
+    /// The same elements, borrowed for less long.
+    pub fn reborrow(&mut self) -> ValuesMut<'_> {
+        match self {
+            Self::F32(v) => ValuesMut::F32(v),
+            Self::Bf16(v) => ValuesMut::Bf16(v),
+            Self::F16(v) => ValuesMut::F16(v),
+        }
+    }
+
+    /// The same elements, to read.
+    pub fn as_values(&self) -> Values<'_> {
+        match self {
+            Self::F32(v) => Values::F32(v),
+            Self::Bf16(v) => Values::Bf16(v),
+            Self::F16(v) => Values::F16(v),
         }
     }
 }

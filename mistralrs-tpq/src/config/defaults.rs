@@ -47,6 +47,25 @@ pub const OUTLIER_FRACTION: (u64, u64) = (1, 64);
 pub const RD_BITS: f64 = 4.1875;
 pub const RD_BITS_LIMITS: (f64, f64) = (0.5, 16.0);
 
+/// Half of it is a window: drift is reported at most one and a half times this after it began, where that many tokens are not one
+/// prompt.
+pub const DRIFT_REPORT_AFTER_TOKENS: u64 = 128;
+
+/// Eight sequences of 128 tokens.
+pub const DRIFT_LEARN_TOKENS: u64 = 1024;
+pub const DRIFT_TOKENS_LIMITS: (u64, u64) = (16, 1 << 20);
+
+/// Measured on the demo models, windows of 64 tokens of text of the calibrated domain: 0.5 to 1.1 with `rd`, 0.5 to 1.7 with `paper`
+/// (see docs/drift.md). Two such windows in a row above 1.5 were not seen.
+pub const DRIFT_CLIP_RATIO: f64 = 1.5;
+
+/// The same: 0.8 to 1.3.
+pub const DRIFT_NOISE_RATIO: f64 = 1.5;
+pub const DRIFT_RATIO_LIMITS: (f64, f64) = (1.01, 1e6);
+
+/// One for each layer of a deep model would already be unusual.
+pub const DRIFT_GROUPS_LIMIT: usize = 256;
+
 /// Above any hidden size in use (16384 in the largest dense models); bounds what a file can make us allocate.
 pub const MAX_FEATURES: usize = 1 << 20;
 

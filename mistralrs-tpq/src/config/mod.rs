@@ -16,6 +16,7 @@
 
 mod codec;
 pub mod defaults;
+mod drift;
 mod error;
 mod exchange;
 mod multi_node;
@@ -27,6 +28,7 @@ mod source;
 mod topology;
 
 pub use codec::{BudgetScope, CodecPlan, Control};
+pub use drift::{DriftGroup, DriftPlan, DriftPolicy, FallbackCodec};
 pub(crate) use error::nearest;
 pub use error::{At, ConfigError};
 pub use exchange::{read_table, table_text, ExchangePlan, Nonfinite};

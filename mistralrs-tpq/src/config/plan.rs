@@ -2,6 +2,7 @@
 
 use super::codec::{self, CodecPlan};
 use super::defaults;
+use super::drift::{self, DriftPlan};
 use super::error::ConfigError;
 use super::exchange::{self, ExchangePlan};
 use super::peer::{self, PeerAddr};
@@ -29,6 +30,7 @@ pub struct Plan {
     pub alternatives: Vec<(String, CodecPlan)>,
     pub exchange: ExchangePlan,
     pub calibration: CalibrationPlan,
+    pub drift: DriftPlan,
 }
 
 /// The ranks as the file lists them.
@@ -112,7 +114,7 @@ impl Plan {
     }
 
     fn read(document: &Document<'_>, origin: &Path) -> Result<Self, ConfigError> {
-        let root = document.root(&["version", "group", "codec", "exchange", "calibration"])?;
+        let root = document.root(&["version", "group", "codec", "exchange", "calibration", "drift"])?;
         check_version(&root)?;
         let group = root.section(
             "group",
@@ -140,10 +142,11 @@ impl Plan {
             calibration: calibration(
                 &root.section("calibration", &["sequences", "tokens", "ema", "outliers", "seed"])?,
             )?,
+            drift: DriftPlan::parse(&root.section("drift", &drift::KEYS)?, origin)?,
         })
     }
 
-    /// SHA-256 over all that ranks must agree on besides the manifest's content: codec and exchange policy, not rank,
+    /// SHA-256 over all that ranks must agree on besides the manifest's content: codec, exchange and drift policy, not rank,
     /// addresses, timeouts or calibration. Equal digests mean equal decisions.
     pub fn policy_digest(&self) -> Digest {
         let codec = self.codec.policy();
@@ -153,8 +156,9 @@ impl Plan {
             .map(|(_, codec)| format!("+{}", codec.policy()))
             .collect();
         let canonical = format!(
-            "tpq policy 3\ncodec={codec}{alternatives}\n{}",
-            self.exchange.canonical()
+            "tpq policy 4\ncodec={codec}{alternatives}\n{}{}",
+            self.exchange.canonical(),
+            self.drift.canonical()
         );
         Digest(Sha256::digest(canonical.as_bytes()).into())
     }

@@ -126,6 +126,29 @@ impl<'a> Section<'a> {
         .check(known)
     }
 
+    /// One mapping of the list `key`, as a section of its own.
+    pub(super) fn item(
+        &self,
+        key: &str,
+        index: usize,
+        item: &Value,
+        known: &[&str],
+        expected: &str,
+    ) -> Result<Self, ConfigError> {
+        let name = format!("{key}[{index}]");
+        let Value::Mapping(entries) = item else {
+            return Err(self.wrong(&name, item, expected));
+        };
+        let mut path = self.path.clone();
+        path.push(name);
+        Section {
+            document: self.document,
+            path,
+            entries: entries.clone(),
+        }
+        .check(known)
+    }
+
     /// The value of `key`. `key:` with nothing after it counts as absent, as in most YAML files.
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.entries.get(key).filter(|value| !value.is_null())
@@ -190,9 +213,14 @@ impl<'a> Section<'a> {
     }
 
     fn at(&self, key: &str) -> At {
-        let mut path = self.path.clone();
         // `peers[1]` stands on the line of `peers`, as far as the line finder goes.
-        path.extend(key.split('[').next().map(str::to_owned));
+        let path: Vec<String> = self
+            .path
+            .iter()
+            .map(String::as_str)
+            .chain([key])
+            .filter_map(|key| key.split('[').next().map(str::to_owned))
+            .collect();
         self.document.at(&path)
     }
 

@@ -13,6 +13,7 @@
 mod choice;
 #[cfg(feature = "cuda")]
 mod device;
+mod drift;
 mod driver;
 mod fingerprint;
 mod group;

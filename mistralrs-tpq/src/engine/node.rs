@@ -21,6 +21,7 @@ use crate::command::{Command, LayerError, LayerState, RankReport, Reply};
 use crate::config::{CodecPlan, Plan};
 use crate::exchange::{Communicator, ExchangeStats, Site};
 use crate::manifest::{Digest, Expected};
+use crate::monitor::Monitor;
 use crate::transport::{Patience, Timed, Transport, TransportError};
 use crate::wire::Identity;
 
@@ -43,6 +44,7 @@ pub struct Node {
     logits: LogitsLog,
     /// Set on all ranks of a recording.
     pub(super) recorder: OnceLock<Recorder>,
+    pub(super) drift: Option<Monitor>,
 }
 
 impl std::fmt::Debug for Node {
@@ -74,10 +76,13 @@ impl Node {
         for (label, codec) in &plan.alternatives {
             choices.push(CodecChoice::load(label, codec.clone())?);
         }
+        let manifest = choices[Self::CONFIGURED].manifest.as_ref();
+        let drift = Monitor::new(&plan.drift, &plan.codec, manifest, plan.calibration.ema, place.rank);
         Ok(Self {
             plan,
             place,
             choices,
+            drift,
             selected: AtomicUsize::new(Self::CONFIGURED),
             observing: AtomicBool::new(false),
             verifying: AtomicBool::new(false),
@@ -250,7 +255,11 @@ impl Node {
 
     /// Rank 0, without a sequence: whether it has taken up a group that was formed anew.
     pub(super) fn reform(&self) -> bool {
-        self.rejoins && self.slot.take_up()
+        let reformed = self.rejoins && self.slot.take_up();
+        if reformed {
+            self.forget_drift();
+        }
+        reformed
     }
 
     /// Another rank, without a sequence: joins the group anew, where that may mend `failure`.
@@ -259,7 +268,11 @@ impl Node {
         let lost =
             failure.chain().any(|cause| cause.is::<TransportError>()) || self.group()?.transport.failure().is_some();
         match self.rejoins && lost && !failure.is::<GroupEnded>() {
-            true => self.slot.rejoin(&self.plan, &self.place, failure),
+            true => {
+                self.slot.rejoin(&self.plan, &self.place, failure)?;
+                self.forget_drift();
+                Ok(())
+            }
             false => Err(failure),
         }
     }
@@ -325,6 +338,7 @@ impl Node {
                     self.group()?.transport.send_message(0, &reply)?;
                 }
             }
+            Command::Drift(command) => self.obey_drift(command)?,
             Command::Shutdown => {
                 let _ = self.await_end();
                 return Err(GroupEnded.into());

@@ -12,14 +12,17 @@ use super::provider::candle;
 use crate::codec::{Codec, Values, ValuesMut};
 use crate::command::LayerError;
 use crate::exchange::Site;
+use crate::monitor::SiteMonitor;
 
 /// Sums one layer's partial sums over the ranks.
 #[derive(Debug)]
 pub(super) struct SiteReducer {
     node: Arc<Node>,
     site: Site,
-    /// One codec per choice of the node. Made at the first exchange, which is the first to know the feature count.
-    codecs: OnceLock<Vec<Arc<dyn Codec>>>,
+    /// One codec per choice of the node. Each is made at its first exchange, which is the first to know the feature count.
+    codecs: Vec<OnceLock<Arc<dyn Codec>>>,
+    /// Of the configured choice, where it is watched; it has the codec then.
+    monitor: OnceLock<Option<Arc<SiteMonitor>>>,
 }
 
 impl SiteReducer {
@@ -37,10 +40,12 @@ impl SiteReducer {
             }
         }
         let site = node.site(name);
+        let codecs = node.choices().iter().map(|_| OnceLock::new()).collect();
         Ok(Self {
             node,
             site,
-            codecs: OnceLock::new(),
+            codecs,
+            monitor: OnceLock::new(),
         })
     }
 
@@ -87,33 +92,50 @@ impl SiteReducer {
         }
     }
 
-    pub(super) fn codec(&self, choice: usize, features: usize) -> anyhow::Result<&Arc<dyn Codec>> {
-        let codecs = match self.codecs.get() {
-            Some(codecs) => codecs,
+    pub(super) fn codec(&self, choice: usize, features: usize) -> anyhow::Result<Arc<dyn Codec>> {
+        let codec = match self.codecs[choice].get() {
+            Some(codec) => codec,
             None => {
-                let choices = self.node.choices().iter();
-                let made = choices
-                    .map(|choice| choice.for_layer(&self.site.name, features))
-                    .collect::<anyhow::Result<Vec<_>>>()?;
-                self.codecs.get_or_init(|| made)
+                let made = self.node.choices()[choice].for_layer(&self.site.name, features)?;
+                self.codecs[choice].get_or_init(|| made)
             }
         };
-        let codec = &codecs[choice];
+        Ok(codec.clone())
+    }
+
+    fn monitor(&self, choice: usize, features: usize) -> anyhow::Result<Option<&Arc<SiteMonitor>>> {
+        let Some(monitor) = self.node.drift().filter(|_| choice == Node::CONFIGURED) else {
+            return Ok(None);
+        };
+        if self.monitor.get().is_none() {
+            let made = monitor.site(&self.site.name, features)?;
+            self.monitor.get_or_init(|| made);
+        }
+        Ok(self.monitor.get().and_then(Option::as_ref))
+    }
+
+    /// `decode`: one token a sequence.
+    fn exchange(
+        &self,
+        input: Values<'_>,
+        mut output: ValuesMut<'_>,
+        features: usize,
+        decode: bool,
+    ) -> anyhow::Result<()> {
+        let tokens = input.len() / features.max(1);
+        let node = &self.node;
+        let choice = self.choice(tokens, decode);
+        let monitor = self.monitor(choice, features)?;
+        let codec = match monitor {
+            Some(monitor) => monitor.codec(),
+            None => self.codec(choice, features)?,
+        };
         ensure!(
             codec.features() == features,
             "layer {} was exchanged with {} features before, now {features}",
             self.site.name,
             codec.features()
         );
-        Ok(codec)
-    }
-
-    /// `decode`: one token a sequence.
-    fn exchange(&self, input: Values<'_>, output: ValuesMut<'_>, features: usize, decode: bool) -> anyhow::Result<()> {
-        let tokens = input.len() / features.max(1);
-        let node = &self.node;
-        let choice = self.choice(tokens, decode);
-        let codec = self.codec(choice, features)?;
         if node.observing() {
             node.observe(&self.site.name, features, &to_f32(input))?;
         }
@@ -128,8 +150,11 @@ impl SiteReducer {
         let span = tracing::debug_span!(parent: &step, "exchange", site = %self.site, tokens).entered();
         let stats = node
             .communicator()?
-            .all_reduce(&self.site, codec.as_ref(), input, output)?;
+            .all_reduce(&self.site, codec.as_ref(), input, output.reborrow())?;
         drop(span);
+        if let Some(monitor) = monitor {
+            monitor.exchanged(input, output.as_values(), stats.clipped)?;
+        }
         node.count(choice, codec.as_ref(), tokens, dtype, &stats);
         Ok(())
     }

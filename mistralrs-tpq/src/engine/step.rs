@@ -66,6 +66,9 @@ impl Channel {
 
 impl StepChannel for Channel {
     fn publish(&self, message: &[u8]) -> Result<()> {
+        if message.starts_with(PLAN) {
+            self.node.before_step()?;
+        }
         self.node.step.on_message(self.node.rank(), message);
         let mut framed = Vec::with_capacity(message.len() + 1);
         framed.push(ENGINE);

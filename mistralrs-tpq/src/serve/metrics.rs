@@ -63,6 +63,9 @@ pub(super) fn page(node: Option<&Node>, requests: &Requests) -> String {
     if let Some(node) = node {
         group(&mut page, node);
         exchanges(&mut page, node);
+        if let Some(monitor) = node.drift() {
+            super::drift::page(&mut page, monitor);
+        }
     }
     page.finish()
 }

@@ -1,6 +1,7 @@
 //! `mistralrs-server`: the flags of the engine's old server binary, on its server core, plus `--tpq-config`.
 
 mod args;
+mod drift;
 mod http;
 mod metrics;
 

@@ -30,7 +30,7 @@ fn server(life: Duration, folder: &std::path::Path, ranks: usize) -> Server {
 }
 
 /// The process that serves as `rank` now.
-fn process_of(server: &Server, rank: usize) -> Pid {
+pub fn process_of(server: &Server, rank: usize) -> Pid {
     let has = |pid: &Pid, what: &str, file: &str| {
         let bytes = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
         bytes.split(|&byte| byte == 0).any(|part| part == what.as_bytes())
@@ -147,7 +147,7 @@ fn every_rank_killed_in_prefill_and_in_decode_comes_back() {
     kill_in_turn(&victims);
 }
 
-fn wait_for_health(server: &Server) {
+pub fn wait_for_health(server: &Server) {
     let healthy = within(Duration::from_secs(60), || {
         server.http.get("/health").is_ok_and(|response| response.status == 200)
     });

@@ -1,0 +1,193 @@
+//! Drift while serving: calibrated on one kind of text, fed another, over two ranks in real processes.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::{kill, Signal};
+use serde_json::Value;
+
+use crate::common::process::{succeed, tpq, Process, SERVER};
+use crate::common::{free_ports, model, turn, within};
+use crate::recovery::{process_of, wait_for_health};
+use crate::runs::{request, Server, COMPLETIONS, LIMIT};
+
+const COMMON: [&str; 7] = ["-n", "2", "--dtype", "f32", "--cpu", "--json", "--model"];
+const GROUP: &str = "{connect_timeout_s: 60, timeout_s: 20}";
+/// Of a prompt: some 50 tokens.
+const BYTES: usize = 150;
+const PROMPT: &str = "fn main() {\n    let ";
+
+/// The domain that ranges are calibrated on: tables of checksums.
+const HOME: [&str; 1] = ["../Cargo.lock"];
+/// The one that is served.
+const AWAY: [&str; 3] = ["src/codec/scalar.rs", "src/exchange/mod.rs", "src/manifest/mod.rs"];
+/// The same, held out.
+const UNSEEN: [&str; 2] = ["tests/config.rs", "tests/wire.rs"];
+
+#[test]
+fn a_new_domain_is_reported_within_200_tokens_relearned_without_a_lost_request_and_forgotten_when_a_rank_comes_back() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let [home, away] = [("home", &HOME[..]), ("away", &AWAY[..])].map(|(name, files)| {
+        let text = text(folder, name, files);
+        (calibrate(folder, name, &text), std::fs::read_to_string(text).unwrap())
+    });
+    let learned = folder.join("learned");
+    let server = serve(folder, &home.0, &learned);
+    let before = server.complete(PROMPT, 16);
+
+    for prompt in prompts(&home.1).take(8) {
+        server.complete(prompt, 8);
+    }
+    assert_eq!(
+        metric(&server, "tpq_drift_detected_total{layers=\"*\"}"),
+        0.0,
+        "the calibrated domain"
+    );
+    let (mut tokens, mut reported) = (0, None);
+    for prompt in prompts(&away.1) {
+        tokens += fed(&server, prompt);
+        if reported.is_none() && metric(&server, "tpq_drift_detected_total{layers=\"*\"}") > 0.0 {
+            reported = Some(tokens);
+            break;
+        }
+    }
+    let reported = reported.unwrap_or_else(|| server.process.fail("no drift was reported"));
+    println!("reported {reported} tokens after the shift");
+    assert!(reported <= 200, "{reported} tokens");
+
+    // A client that is being answered when the ranks switch loses nothing.
+    let switches = || metric(&server, "tpq_drift_switches_total{layers=\"*\"}");
+    std::thread::scope(|scope| {
+        let long = scope.spawn(|| stream(&server, 600));
+        for prompt in prompts(&away.1).cycle().take(100) {
+            server.complete(prompt, 4);
+            if switches() > 0.0 {
+                break;
+            }
+        }
+        assert_eq!(long.join().unwrap().last().map(String::as_str), Some("[DONE]"));
+    });
+    assert_eq!(switches(), 1.0);
+    assert!(
+        metric(&server, "tpq_sums_compared_total") > 100.0,
+        "sums of both ranks were compared"
+    );
+    assert!(within(LIMIT, || learned.join("manifest.yaml").is_file()));
+    compare(folder, &home.0, &away.0, &learned);
+
+    // All ranks go back to the manifest together.
+    kill(process_of(&server, 1), Signal::SIGKILL).unwrap();
+    within(Duration::from_secs(20), || {
+        server.http.get("/health").is_ok_and(|health| health.status != 200)
+    });
+    wait_for_health(&server);
+    assert_eq!(server.complete(PROMPT, 16), before);
+    let log = server.process.stderr();
+    assert_eq!(log.matches("partial sums are not as calibrated").count(), 1, "{log}");
+    assert!(!log.contains("panicked at"), "{log}");
+}
+
+/// Divergence from lossless logits on held-out text, with the ranges of each.
+fn compare(folder: &Path, stale: &Path, fresh: &Path, learned: &Path) {
+    let config = |name: &str, manifest: PathBuf| model::config(folder, name, &rd(&manifest), GROUP);
+    let mut eval = tpq();
+    eval.arg("eval").args(COMMON).arg(model::demo());
+    eval.args(["--max-tokens", "2048", "--text"])
+        .arg(text(folder, "unseen", &UNSEEN));
+    eval.arg("--config")
+        .arg(config("fresh", fresh.to_owned()))
+        .arg("--also");
+    eval.arg(config("learned", learned.join("manifest.yaml")));
+    eval.arg(config("stale", stale.to_owned()));
+    let finished = succeed(eval, LIMIT);
+    let rows = finished
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let kl: Vec<f64> = rows.map(|row| row["kl"].as_f64().unwrap()).collect();
+    let [fresh, learned, stale] = kl[..] else {
+        panic!("{}", finished.stdout)
+    };
+    println!("KL: fresh {fresh:.5}, learned while serving {learned:.5}, before {stale:.5}");
+    assert!(learned <= 1.5 * fresh, "learned {learned}, fresh {fresh}");
+    assert!(
+        stale > 1.5 * fresh,
+        "there was nothing to mend: before {stale}, fresh {fresh}"
+    );
+}
+
+fn calibrate(folder: &Path, name: &str, text: &Path) -> PathBuf {
+    let out = folder.join(format!("manifest-{name}"));
+    let mut command = tpq();
+    command.arg("calibrate").args(COMMON).arg(model::demo());
+    command
+        .args(["--sequences", "32", "--tokens", "128", "--corpus"])
+        .arg(text);
+    command.arg("--out").arg(&out);
+    succeed(command, LIMIT);
+    out.join("manifest.yaml")
+}
+
+fn serve(folder: &Path, manifest: &Path, learned: &Path) -> Server {
+    let config = model::config(folder, "serve", &rd(manifest), GROUP);
+    let drift = format!(
+        "drift: {{policy: recalibrate, learn_tokens: 1024, write_manifest: {}}}\n",
+        learned.display()
+    );
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text + &drift).unwrap();
+    let port = free_ports(1)[0];
+    let mut command = tpq();
+    command
+        .args(["launch", "--restart=5", "-n", "2", "--", SERVER, "--tpq-config"])
+        .arg(&config);
+    command
+        .args(["--port", &port.to_string(), "--cpu", "plain", "-m"])
+        .arg(model::demo())
+        .args(["-d", "f32"]);
+    Server::ready(Process::start(command, LIMIT * 2), port)
+}
+
+fn rd(manifest: &Path) -> String {
+    format!("{{kind: rd, manifest: {}}}", manifest.display())
+}
+
+/// Files of this repository, one after another.
+fn text(folder: &Path, name: &str, files: &[&str]) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path = folder.join(format!("{name}.txt"));
+    let read = |file: &&str| std::fs::read_to_string(root.join(file)).unwrap();
+    std::fs::write(&path, files.iter().map(read).collect::<String>()).unwrap();
+    path
+}
+
+fn prompts(text: &str) -> impl Iterator<Item = &str> + Clone {
+    let starts = (0..text.len() - BYTES).step_by(BYTES);
+    starts.filter_map(|start| text.get(start..start + BYTES))
+}
+
+/// Tokens of the prompt and the answer.
+fn fed(server: &Server, prompt: &str) -> u64 {
+    let response = server.http.post(COMPLETIONS, &request(prompt, 4)).unwrap();
+    assert_eq!(response.status, 200, "{}", response.body);
+    response.json()["usage"]["total_tokens"].as_u64().unwrap()
+}
+
+fn stream(server: &Server, tokens: usize) -> Vec<String> {
+    let mut body = request(PROMPT, tokens);
+    body["stream"] = true.into();
+    let events = server.http.stream(COMPLETIONS, &body).unwrap();
+    assert_eq!(events.status, 200);
+    events.map(Result::unwrap).collect()
+}
+
+fn metric(server: &Server, name: &str) -> f64 {
+    let page = server.http.get("/metrics").unwrap().body;
+    let line = page.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap_or_else(|| panic!("no {name} in {page}"))
+        .trim()
+        .parse()
+        .unwrap()
+}
