@@ -111,6 +111,27 @@ impl Monitor {
         Ok(Some(site))
     }
 
+    /// Whether any layer is watched yet: none before the first exchange, and none on a GPU.
+    pub fn is_watching(&self) -> bool {
+        !lock(&self.sites).is_empty()
+    }
+
+    /// For a layer that goes past this monitor: its partial sums stay on a GPU.
+    ///
+    /// # Errors
+    /// A policy that would have to replace this layer's codec.
+    pub fn check_unwatched(&self, layer: &str) -> Result<(), DriftError> {
+        let policy = self.plan.groups[self.plan.group_of(layer)].policy;
+        if !policy.acts() {
+            return Ok(());
+        }
+        let layer = layer.to_owned();
+        Err(DriftError::OnGpu {
+            layer,
+            policy: policy.name(),
+        })
+    }
+
     /// Does what rank 0 said. The answer, if it was a question.
     ///
     /// # Errors
