@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_yaml::Value;
 
+use super::codec::CodecPlan;
 use super::defaults;
 use super::error::ConfigError;
 use super::plan;
@@ -79,6 +80,11 @@ impl DriftPolicy {
             Self::Recalibrate => "recalibrate",
         }
     }
+
+    /// Whether it ever changes what a layer is sent with.
+    pub const fn acts(self) -> bool {
+        matches!(self, Self::Fallback | Self::Recalibrate)
+    }
 }
 
 impl FallbackCodec {
@@ -93,7 +99,9 @@ impl FallbackCodec {
 }
 
 impl DriftPlan {
-    pub(super) fn parse(section: &Section<'_>, origin: &Path) -> Result<Self, ConfigError> {
+    /// # Errors
+    /// Besides wrong values: a policy that does something about ranges, with a codec that has none.
+    pub(super) fn parse(section: &Section<'_>, codec: &CodecPlan, origin: &Path) -> Result<Self, ConfigError> {
         let policies = DriftPolicy::ALL.map(|policy| (policy.name(), policy));
         let codecs = FallbackCodec::ALL.map(|codec| (codec.name(), codec));
         let mut groups = groups(section, &policies)?;
@@ -101,6 +109,7 @@ impl DriftPlan {
             layers: "*".to_owned(),
             policy: section.choice("policy", &policies)?.unwrap_or(DriftPolicy::Warn),
         });
+        check_codec(section, &groups, codec)?;
         let tokens = |key, default| {
             let tokens = section.integer(key, defaults::DRIFT_TOKENS_LIMITS.0, defaults::DRIFT_TOKENS_LIMITS.1)?;
             Ok::<_, ConfigError>(tokens.unwrap_or(default))
@@ -150,6 +159,24 @@ impl DriftPlan {
             self.learn_tokens,
         )
     }
+}
+
+fn check_codec(section: &Section<'_>, groups: &[DriftGroup], codec: &CodecPlan) -> Result<(), ConfigError> {
+    let Some(at) = groups.iter().position(|group| group.policy.acts()) else {
+        return Ok(());
+    };
+    if codec.manifest().is_some() {
+        return Ok(());
+    }
+    let key = match at + 1 == groups.len() {
+        true => "policy".to_owned(),
+        false => format!("groups[{at}].policy"),
+    };
+    let expected = format!(
+        "off or warn: `codec.kind: {}` has no calibrated ranges that text could leave (paper and rd have)",
+        codec.name()
+    );
+    Err(section.wrong_text(&key, &format!("`{}`", groups[at].policy.name()), &expected))
 }
 
 fn groups(section: &Section<'_>, policies: &[(&str, DriftPolicy)]) -> Result<Vec<DriftGroup>, ConfigError> {

@@ -131,18 +131,19 @@ impl Plan {
                 "busy_poll_us",
             ],
         )?;
+        let codec = codec::parse(&root.section("codec", &codec::KEYS)?, origin)?;
         Ok(Self {
             origin: origin.to_path_buf(),
             links: links(&group)?,
             secret_file: path(&group, "secret_file", "the path of a file with the secret", origin)?,
             group: ranks(&group)?,
-            codec: codec::parse(&root.section("codec", &codec::KEYS)?, origin)?,
             alternatives: Vec::new(),
             exchange: ExchangePlan::parse(&root.section("exchange", &exchange::KEYS)?, origin)?,
             calibration: calibration(
                 &root.section("calibration", &["sequences", "tokens", "ema", "outliers", "seed"])?,
             )?,
-            drift: DriftPlan::parse(&root.section("drift", &drift::KEYS)?, origin)?,
+            drift: DriftPlan::parse(&root.section("drift", &drift::KEYS)?, &codec, origin)?,
+            codec,
         })
     }
 

@@ -13,6 +13,7 @@ use crate::codec::Codec;
 use crate::cuda::order::PassEnd;
 use crate::cuda::{all_reduce_storage, CudaError, Device, DeviceReducer, GpuLink, ReducerConfig};
 use crate::exchange::{ExchangeStats, Site};
+use crate::monitor::Monitor;
 use crate::transport::Transport;
 
 /// What a group has on its GPU; opened by the first exchange, which is the first to know the device.
@@ -40,6 +41,10 @@ impl SiteReducer {
             return through_cpu(storage, layout, on_cpu);
         }
         let group = node.group()?;
+        // The others wait for this rank's GPU.
+        let told = |error: &anyhow::Error| group.transport.abort(node.rank(), &format!("{error:#}"));
+        let unwatched = |monitor: &Monitor| monitor.check_unwatched(&self.site().name).map_err(Into::into);
+        node.drift().map_or(Ok(()), unwatched).inspect_err(told)?;
         let features = layout.dims().last().copied().unwrap_or(1);
         let decode = matches!(layout.dims(), [.., 1, _]);
         let tokens = layout.shape().elem_count().checked_div(features).unwrap_or(0);
@@ -53,8 +58,6 @@ impl SiteReducer {
             Some(opened) => opened,
             empty => {
                 let opened = Opened::new(&group, storage, node.plan.exchange.gpu_link);
-                // The others wait for this rank's GPU.
-                let told = |error: &anyhow::Error| group.transport.abort(node.rank(), &format!("{error:#}"));
                 empty.insert(opened.inspect_err(told)?)
             }
         };

@@ -62,6 +62,8 @@ pub enum DriftError {
     Digest { expected: String, got: String },
     #[error("rank {rank} and rank 0 ended with different sums at layer {layer}: this is a defect, please report it")]
     Sums { rank: usize, layer: String },
+    #[error("drift of layer {layer} is to be answered with `{policy}`, but its partial sums are on a GPU, where ranges stay as they are: set this policy to off or warn")]
+    OnGpu { layer: String, policy: &'static str },
     #[error("rank {rank} answered something else than was asked: {what}")]
     Answer { rank: usize, what: String },
 }

@@ -181,6 +181,11 @@ impl Monitor {
                 group.drifts += 1;
                 group.phase = Phase::Drifted;
                 self.warn(index, group, &evidence);
+                if policy == DriftPolicy::Recalibrate && !self.can_learn(index) {
+                    tracing::warn!(
+                        "layers this wide over so many ranks do not fit into a message: ranges stay as they are"
+                    );
+                }
                 if policy == DriftPolicy::Fallback {
                     group.phase = Phase::Fallback;
                     let on = true;
@@ -322,6 +327,10 @@ fn merged(replies: Vec<DriftReply>) -> Result<Vec<LayerReport>> {
         };
         if rank == 0 {
             all = layers;
+            continue;
+        }
+        // On a GPU nothing is watched.
+        if layers.is_empty() {
             continue;
         }
         if !all

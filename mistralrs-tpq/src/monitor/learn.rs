@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::calibrate::{Curve, LayerStatistics, RangeObserver, Selection};
 use crate::codec::CLASSES;
 use crate::config::OutlierCount;
-use crate::manifest::{Layer, ManifestError};
+use crate::manifest::Layer;
 
 /// Sequences that the tokens to learn from are cut into, where calibration's are longer.
 const SEQUENCES: u64 = 4;
@@ -120,11 +120,11 @@ impl LearnedLayer {
         &self.name
     }
 
-    /// The layer, every number checked.
+    /// The layer, every number checked. How much its noise matters stays as `old` has it: that takes passes of its own to measure.
     ///
     /// # Errors
     /// What no calibration gives.
-    pub fn to_layer(&self) -> Result<Layer> {
+    pub fn to_layer(&self, old: &Layer) -> Result<Layer> {
         const NUMBERS: usize = 2 * CLASSES.len();
         ensure!(
             self.curves.len().is_multiple_of(NUMBERS),
@@ -147,7 +147,11 @@ impl LearnedLayer {
                 step: std::array::from_fn(|at| number(CLASSES.len() + at)),
             }
         });
-        Ok::<_, ManifestError>(layer.with_curves(curves.collect(), floats(&self.shape))?).map_err(Into::into)
+        let layer = layer.with_curves(curves.collect(), floats(&self.shape))?;
+        match old.priority() {
+            None => Ok(layer),
+            Some(priority) => Ok(layer.with_priority(priority)?),
+        }
     }
 }
 
@@ -162,6 +166,7 @@ fn floats(bits: &[u32]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::Priority;
 
     fn learned(lesson: Lesson, rows: u64) -> RangeObserver {
         let mut learner = Learner::new(2, lesson).unwrap();
@@ -192,17 +197,23 @@ mod tests {
     fn a_learned_layer_arrives_to_the_bit_and_nonsense_is_refused() {
         let lesson = Lesson::new(64, 16, 0.9);
         let ranks = [learned(lesson, 64), learned(lesson, 64)];
+        let priority = Priority {
+            sensitivity: 0.5,
+            extra_bits: -0.25,
+        };
         let old = Layer::new("a.b", 2, vec![1], vec![1.0; 4], 0.0).unwrap();
+        let old = old.with_priority(priority).unwrap();
         let sent = LearnedLayer::learn(&old, &ranks, lesson).unwrap();
         let text = serde_json::to_string(&sent).unwrap();
         let arrived: LearnedLayer = serde_json::from_str(&text).unwrap();
         assert_eq!(arrived, sent);
-        let layer = arrived.to_layer().unwrap();
+        let layer = arrived.to_layer(&old).unwrap();
         assert_eq!((layer.outliers(), layer.curves().len()), (&[0][..], 4));
+        assert_eq!(layer.priority(), Some(priority));
         let broken = |change: fn(&mut LearnedLayer)| {
             let mut bad = sent.clone();
             change(&mut bad);
-            bad.to_layer().unwrap_err().to_string()
+            bad.to_layer(&old).unwrap_err().to_string()
         };
         broken(|layer| layer.ranges[0] = f32::NAN.to_bits());
         broken(|layer| layer.ranges.truncate(1));

@@ -111,6 +111,27 @@ impl Monitor {
         Ok(Some(site))
     }
 
+    /// Whether any layer is watched yet: none before the first exchange, and none on a GPU.
+    pub fn is_watching(&self) -> bool {
+        !lock(&self.sites).is_empty()
+    }
+
+    /// For a layer that goes past this monitor: its partial sums stay on a GPU.
+    ///
+    /// # Errors
+    /// A policy that would have to replace this layer's codec.
+    pub fn check_unwatched(&self, layer: &str) -> Result<(), DriftError> {
+        let policy = self.plan.groups[self.plan.group_of(layer)].policy;
+        if !policy.acts() {
+            return Ok(());
+        }
+        let layer = layer.to_owned();
+        Err(DriftError::OnGpu {
+            layer,
+            policy: policy.name(),
+        })
+    }
+
     /// Does what rank 0 said. The answer, if it was a question.
     ///
     /// # Errors
@@ -137,7 +158,7 @@ impl Monitor {
             }
             DriftCommand::Stage(learned) => {
                 let site = self.known_site(learned.name())?;
-                let layer = self.as_important(learned.to_layer()?)?;
+                let layer = learned.to_layer(self.original.require(learned.name(), site.features())?)?;
                 site.stage(self.calibrated(&layer, learned.tokens)?);
                 lock(&self.ranges).staged.insert(learned.name().to_owned(), layer);
             }
@@ -238,15 +259,6 @@ impl Monitor {
     fn calibrated(&self, layer: &Layer, tokens: u64) -> Result<Calibrated> {
         let calibrated = Calibrated::new(&self.codec, layer, self.rank, tokens);
         calibrated.with_context(|| format!("layer {}", layer.name()))
-    }
-
-    /// A learned layer keeps what was calibrated of its weight among the others: its share of the bits stays.
-    fn as_important(&self, layer: Layer) -> Result<Layer> {
-        let original = self.original.layer(layer.name());
-        Ok(match original.and_then(Layer::priority) {
-            Some(priority) => layer.with_priority(priority)?,
-            None => layer,
-        })
     }
 
     fn known_site(&self, name: &str) -> Result<Arc<SiteMonitor>, DriftError> {

@@ -63,7 +63,7 @@ pub(super) fn page(node: Option<&Node>, requests: &Requests) -> String {
     if let Some(node) = node {
         group(&mut page, node);
         exchanges(&mut page, node);
-        if let Some(monitor) = node.drift() {
+        if let Some(monitor) = node.drift().filter(|monitor| monitor.is_watching()) {
             super::drift::page(&mut page, monitor);
         }
     }

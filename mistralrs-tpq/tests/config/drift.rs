@@ -4,12 +4,14 @@ use std::path::Path;
 
 use mistralrs_tpq::config::{DriftPolicy, FallbackCodec};
 
-use super::{error_in, parse, NONE};
+use super::{error, error_in, parse, NONE};
+
+const PAPER: &str = "version: 1\ncodec: {kind: paper, manifest: m}\n";
 
 #[test]
 fn a_full_section_means_what_it_says_and_a_layer_belongs_to_the_first_group_that_matches() {
     let drift = parse(&format!(
-        "{NONE}drift:\n  policy: off\n  groups:\n    - {{layers: \"*.mlp.*\", policy: recalibrate}}\n    \
+        "{PAPER}drift:\n  policy: off\n  groups:\n    - {{layers: \"*.mlp.*\", policy: recalibrate}}\n    \
          - {{layers: \"*.layers.0.*\", policy: fallback}}\n  fallback_codec: none\n  report_after_tokens: 64\n  \
          clip_ratio: 2\n  noise_ratio: 1.2\n  learn_tokens: 4096\n  write_manifest: learned\n"
     ))
@@ -46,6 +48,33 @@ fn mistakes_are_answered_with_key_value_and_the_nearest_key() {
         let message = error_in(&format!("drift: {drift}"));
         assert!(message.contains(expected) && message.starts_with("conf/tpq.yaml:3: "), "{message}");
     }
+}
+
+#[test]
+fn what_is_done_about_ranges_needs_a_codec_that_has_some() {
+    let groups = "{groups: [{layers: a, policy: warn}, {layers: b, policy: recalibrate}]}";
+    for (drift, key) in [
+        ("{policy: fallback}", "drift.policy` is `fallback`"),
+        ("{policy: recalibrate}", "drift.policy` is `recalibrate`"),
+        (groups, "drift.groups[1].policy` is `recalibrate`"),
+    ] {
+        for kind in ["none", "dynamic"] {
+            let message = error(&format!("version: 1\ncodec: {{kind: {kind}}}\ndrift: {drift}\n"));
+            let expected = format!("{key}, expected off or warn: `codec.kind: {kind}` has no calibrated ranges");
+            assert!(message.contains(&expected), "{message}");
+        }
+        for codec in [
+            "kind: paper",
+            "kind: rd",
+            "kind: rd, entropy: true",
+            "kind: rd, budget_scope: model",
+        ] {
+            parse(&format!(
+                "version: 1\ncodec: {{{codec}, manifest: m}}\ndrift: {drift}\n"
+            ));
+        }
+    }
+    parse(&format!("{NONE}drift: {{policy: warn}}\n"));
 }
 
 #[test]
