@@ -1,6 +1,6 @@
 //! The HTTP side of rank 0.
 
-use std::future::IntoFuture;
+use std::future::{Future, IntoFuture};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,11 +44,12 @@ pub(super) async fn serve(listener: TcpListener, engine: SharedMistralRsState, n
     tracing::info!("OpenAI-compatible server listening on http://{address}");
     let stop = Arc::new(tokio::sync::Notify::new());
     let stopped = stop.clone();
+    let stopping = stop_signal();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move { stopped.notified().await });
     let mut server = tokio::spawn(server.into_future());
     tokio::select! {
         outcome = &mut server => outcome??,
-        () = stop_signal() => (),
+        () = stopping => (),
     }
     stop.notify_one();
     if tokio::time::timeout(DRAIN, server).await.is_err() {
@@ -60,22 +61,29 @@ pub(super) async fn serve(listener: TcpListener, engine: SharedMistralRsState, n
     Ok(())
 }
 
-/// Waits for SIGINT or SIGTERM. Where no handler can be set it never ends, and the signal ends the process.
-pub async fn stop_signal() {
-    let wait = |kind| async move {
-        match signal(kind) {
-            Ok(mut stream) => {
-                stream.recv().await;
-            }
-            Err(error) => {
-                tracing::warn!("no handler for a signal: {error}");
-                std::future::pending::<()>().await;
+/// Waits for SIGINT or SIGTERM, from the call on and not only from the first poll: before the server answers anybody. Where no
+/// handler can be set it never ends, and the signal ends the process.
+pub fn stop_signal() -> impl Future<Output = ()> {
+    let wait = |kind| {
+        let stream = signal(kind);
+        async move {
+            match stream {
+                Ok(mut stream) => {
+                    stream.recv().await;
+                }
+                Err(error) => {
+                    tracing::warn!("no handler for a signal: {error}");
+                    std::future::pending::<()>().await;
+                }
             }
         }
     };
-    tokio::select! {
-        () = wait(SignalKind::interrupt()) => (),
-        () = wait(SignalKind::terminate()) => (),
+    let (interrupt, terminate) = (wait(SignalKind::interrupt()), wait(SignalKind::terminate()));
+    async move {
+        tokio::select! {
+            () = interrupt => (),
+            () = terminate => (),
+        }
     }
 }
 
@@ -86,7 +94,8 @@ pub fn outlast_rank_0() {
     let wait = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         match runtime {
-            Ok(runtime) => runtime.block_on(stop_signal()),
+            // In the runtime's context, which a handler needs.
+            Ok(runtime) => runtime.block_on(async { stop_signal().await }),
             // Without a handler the signal ends the process.
             Err(error) => return tracing::warn!("no handler for signals: {error}"),
         }

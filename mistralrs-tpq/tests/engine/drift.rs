@@ -98,7 +98,7 @@ fn a_new_domain_is_reported_within_200_tokens_relearned_without_a_lost_request_a
     });
     wait_for_health(&server);
     assert_eq!(server.complete(PROMPT, 16), before);
-    let log = server.process.stderr();
+    let log = server.process.stdout() + &server.process.stderr();
     assert_eq!(log.matches("partial sums are not as calibrated").count(), 1, "{log}");
     assert!(!log.contains("panicked at"), "{log}");
 }
