@@ -87,7 +87,7 @@ fn throughput(server: &Server, prompts: &[String], clients: usize) -> f64 {
 }
 
 #[test]
-#[ignore = "not reached: 1.8x with mixed lengths on two cores, which two ranks and the clients share"]
+#[ignore = "not reached: 2.1x with one length, 1.8x with mixed ones; see README, Serving"]
 fn sixteen_clients_get_at_least_four_times_the_throughput_of_one() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
