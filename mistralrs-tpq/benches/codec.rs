@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use half::bf16;
-use mistralrs_tpq::codec::{round_to_bf16, Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables, Values};
+use mistralrs_tpq::bench::inputs;
+use mistralrs_tpq::codec::{round_to_bf16, Codec, CodecKind, Dtype, Dynamic, NoCodec, Paper, PaperTables, Values};
 
 const TOKENS: usize = 2048;
 const FEATURES: usize = 4096;
 /// 32 Ki sums, as in the exchange.
 const BLOCK_ROWS: usize = 8;
 
-fn codecs(values: &[f32]) -> [Box<dyn Codec>; 4] {
+fn codecs(values: &[f32]) -> [Box<dyn Codec>; 5] {
     let ranges = (0..FEATURES)
         .map(|i| values[i..].iter().step_by(FEATURES).fold(0.0f32, |m, x| m.max(x.abs())))
         .collect();
@@ -28,6 +29,7 @@ fn codecs(values: &[f32]) -> [Box<dyn Codec>; 4] {
         Box::new(Paper::new(tables)),
         Box::new(Dynamic::new(FEATURES)),
         Box::new(Dynamic::wide(FEATURES)),
+        inputs::codec(CodecKind::Rd, 1, FEATURES).expect("the inputs that it is calibrated on are sound"),
     ]
 }
 

@@ -32,7 +32,7 @@ pub(super) fn run(run: &mut Run<'_, '_>) -> Result<RankSet, ExchangeError> {
     let (call, input) = (run.call, run.input);
     let (rank, world_size) = call.place();
     let core = core_size(world_size);
-    run.scratch.sum.resize(input.len(), 0.0);
+    run.scratch.sum.fit(input.len());
     let whole = Slices::whole(call.codec, call.tokens as usize);
     if rank >= core {
         let marks = send_partial(run, &whole, rank - core)?;
@@ -82,7 +82,7 @@ fn step_with_partner(
     let (mine, theirs) = (sent_by(call, rank, step), sent_by(call, partner, step));
     let body_len = mine.payload_len(tokens, call.dtype);
     let Scratch { sum, own, room, .. } = &mut *run.scratch;
-    own.resize(body_len + FRAME_TRAILER_LEN, 0);
+    own.fit(body_len + FRAME_TRAILER_LEN);
 
     let stage = |codec: &dyn Codec| Expected {
         part: step,
@@ -113,7 +113,7 @@ fn step_with_partner(
 
 fn send_partial(run: &mut Run<'_, '_>, whole: &Slices<'_>, to: usize) -> Result<RankSet, ExchangeError> {
     let (call, own) = (&run.call, &mut run.scratch.own);
-    own.resize(whole.payload_len(0, call.dtype) + FRAME_TRAILER_LEN, 0);
+    own.fit(whole.payload_len(0, call.dtype) + FRAME_TRAILER_LEN);
     let expected = call.expected(FrameKind::DoublingFold, call.codec.tag());
     let mut outbox = Outbox::new(call);
     outbox.address(to, expected, own.len());
@@ -140,7 +140,7 @@ fn receive_partial(run: &mut Run<'_, '_>, from: usize) -> Result<RankSet, Exchan
 fn send_result(run: &mut Run<'_, '_>, to: usize, marks: RankSet) -> Result<(), ExchangeError> {
     let (call, own) = (&run.call, &mut run.scratch.own);
     let bytes = as_bytes_mut(run.output);
-    own.resize(bytes.len() + FRAME_TRAILER_LEN, 0);
+    own.fit(bytes.len() + FRAME_TRAILER_LEN);
     own[..bytes.len()].copy_from_slice(bytes);
     seal(own, marks);
     let expected = call.expected(FrameKind::DoublingResult, call.codec.tag());

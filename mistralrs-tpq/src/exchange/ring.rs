@@ -81,7 +81,7 @@ fn scatter_step(
     let out = scatter_slice(rank, step, world_size);
     let incoming = scatter_slice(left, step, world_size);
     let Scratch { sum, own, room, .. } = &mut *run.scratch;
-    own.resize(scatter_len(slices, call.dtype, out, step) + FRAME_TRAILER_LEN, 0);
+    own.fit(scatter_len(slices, call.dtype, out, step) + FRAME_TRAILER_LEN);
 
     let stage = |codec: &dyn Codec| Expected {
         part: step as u32,
@@ -104,7 +104,7 @@ fn scatter_step(
         encode_sum(call, &*codec, sum, own, marks, stats, offer)?;
     }
 
-    sum.resize(slices.elements(incoming), 0.0);
+    sum.fit(slices.elements(incoming));
     let codec = hop(slices, incoming, step);
     let terms = [Term::received(&*codec, left)];
     let (rows, width) = (slices.rows(incoming), slices.width(incoming));
@@ -133,7 +133,7 @@ fn gather_step(run: &mut Run<'_, '_>, slices: &Slices<'_>, step: usize) -> Resul
     let Scratch { sum, block, own, room } = &mut *run.scratch;
     // What came in the last step goes on in this one.
     std::mem::swap(own, &mut room.received);
-    own.resize(gather.frame_len(out), 0);
+    own.fit(gather.frame_len(out));
 
     let mut outbox = Outbox::new(call);
     outbox.address(right, gather.expected(out), own.len());

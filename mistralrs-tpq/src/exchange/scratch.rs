@@ -1,5 +1,7 @@
 //! Buffers that outlive an exchange, so that the next one of the same shape allocates nothing.
 
+use std::ops::{Deref, DerefMut};
+
 use super::frames::no_recvs;
 use crate::transport::{RecvOp, MAX_RANKS};
 use crate::wire::FRAME_HEADER_LEN;
@@ -7,11 +9,11 @@ use crate::wire::FRAME_HEADER_LEN;
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     /// f32 sums.
-    pub(super) sum: Vec<f32>,
+    pub(super) sum: Buffer<f32>,
     /// f32 values of a few rows.
     pub(super) block: Vec<f32>,
     /// This rank's payloads.
-    pub(super) own: Vec<u8>,
+    pub(super) own: Buffer<u8>,
     pub(super) room: Room,
 }
 
@@ -19,26 +21,49 @@ pub(super) struct Scratch {
 #[derive(Debug, Default)]
 pub(super) struct Room {
     /// Payloads, one after the other in the order of their operations.
-    pub(super) received: Vec<u8>,
+    pub(super) received: Buffer<u8>,
     headers: Vec<u8>,
 }
 
 impl Scratch {
     /// Buffers of these lengths, with whatever they held: clearing the sums of a prefill takes as long as decoding it.
     pub(super) fn prepare(&mut self, elements: usize, own_len: usize) {
-        fit(&mut self.sum, elements);
-        fit(&mut self.own, own_len);
+        self.sum.fit(elements);
+        self.own.fit(own_len);
     }
 }
 
-/// `buffer` with room for exactly the longest message seen: a vector that grows by itself takes up to twice as much, and has its
-/// old and its new room at once.
-fn fit<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) {
-    if buffer.capacity() < len {
-        *buffer = Vec::new();
-        buffer.reserve_exact(len);
+/// As many elements as asked for last, with room for exactly the longest message seen: a vector that grows by itself takes up to
+/// twice as much, and has its old and its new room at once, and one that shrinks for a short message is cleared for the next.
+#[derive(Debug, Default)]
+pub(super) struct Buffer<T> {
+    all: Vec<T>,
+    len: usize,
+}
+
+impl<T: Clone + Default> Buffer<T> {
+    /// What they hold is what an earlier message left, or nothing when this is the longest.
+    pub(super) fn fit(&mut self, len: usize) {
+        if self.all.len() < len {
+            self.all = Vec::new();
+            self.all = vec![T::default(); len];
+        }
+        self.len = len;
     }
-    buffer.resize(len, T::default());
+}
+
+impl<T> Deref for Buffer<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.all[..self.len]
+    }
+}
+
+impl<T> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.all[..self.len]
+    }
 }
 
 /// Operations that receive a payload of some length from each of `frames`, given as (rank, bytes), and how many.
@@ -46,7 +71,7 @@ pub(super) fn recv_ops(
     frames: impl Iterator<Item = (usize, usize)> + Clone,
     room: &mut Room,
 ) -> ([RecvOp<'_>; MAX_RANKS], usize) {
-    fit(&mut room.received, frames.clone().map(|(_, len)| len).sum());
+    room.received.fit(frames.clone().map(|(_, len)| len).sum());
     room.headers.resize(frames.clone().count() * FRAME_HEADER_LEN, 0);
     let mut ops = no_recvs();
     let mut count = 0;

@@ -184,3 +184,26 @@ pub fn messages_below_min_bytes_are_lossless(kind: Kind) {
         assert_eq!(output.bits(), reference(Dtype::F32, &all, false));
     });
 }
+
+#[test]
+fn two_shot_bytes_of_every_rank_grow_as_2_times_n_minus_1_by_n() {
+    let (tokens, features) = (64, 1024);
+    let sent = |world_size: usize| {
+        let results = on_all(group(Kind::Memory, world_size), |_, transport| {
+            let communicator = Communicator::new(transport, config(Algorithm::TwoShot));
+            let input = Owned::Bf16(vec![bf16::ONE; tokens * features]);
+            let (_, stats) = reduce(&communicator, 0, &Dynamic::new(features), &input).unwrap();
+            stats.bytes_sent as f64
+        });
+        results.into_iter().fold(0.0, f64::max)
+    };
+    let of_two = sent(2);
+    for ranks in [4, 8, 16] {
+        let growth = sent(ranks) / of_two;
+        let expected = 2.0 * (ranks as f64 - 1.0) / ranks as f64;
+        assert!(
+            (growth / expected - 1.0).abs() < 0.1,
+            "{ranks} ranks: {growth} of two ranks' bytes, expected {expected}"
+        );
+    }
+}
