@@ -175,7 +175,9 @@ fn on_threads(args: &ExchangeArgs, cases: &[Case], global: &Global) -> Result<Ve
         .collect::<Result<_, _>>()
         .map_err(|error| CliError::io("cannot read a local address", error))?;
     // Nobody else has to know it.
-    let secret = args.encrypt.then(|| Secret::new(&rand::random::<[u8; 32]>()));
+    // As text: of raw bytes those at the ends that are white space would be taken off, and the rest be too short.
+    let secret = || Secret::new(format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>()).as_bytes());
+    let secret = args.encrypt.then(secret);
     let secret = secret.transpose().map_err(anyhow::Error::from)?;
     std::thread::scope(|scope| {
         let start = |(rank, listener)| {
