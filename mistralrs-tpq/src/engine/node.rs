@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 use mistralrs_core::Response;
@@ -55,6 +55,9 @@ impl std::fmt::Debug for Node {
             .finish()
     }
 }
+
+/// For the step that runs when the group is to end.
+const LAST_STEP: Duration = Duration::from_secs(1);
 
 /// Rank 0 ended the group in good order.
 #[derive(Debug, thiserror::Error)]
@@ -460,6 +463,12 @@ impl Node {
     /// Ends the group in good order (rank 0); the other ranks exit with 0.
     pub fn shutdown(&self) {
         if self.rank() == 0 && self.slot.current().is_some() {
+            if !self.step.end(LAST_STEP) {
+                tracing::info!(
+                    "no step ended for {} s; ending the group all the same",
+                    LAST_STEP.as_secs()
+                );
+            }
             if let Err(error) = self.tell_the_end() {
                 tracing::warn!("could not tell the other ranks to end: {error:#}");
             }

@@ -3,8 +3,8 @@
 //! A message is one tag byte and a body: the engine's own bytes, or one of our [`Command`]s. Sharing the stream puts a
 //! command between the same two steps on every rank.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 use mistralrs_core::{Response, StepChannel};
@@ -21,33 +21,59 @@ const PLAN: &[u8] = b"{\"Plan\"";
 
 /// The step that is being run, as `tracing` sees it: a span from its plan to what was sampled. The exchanges of the step are in it.
 #[derive(Debug, Default)]
-pub(super) struct StepSpan(Mutex<Step>);
+pub(super) struct StepSpan {
+    step: Mutex<Step>,
+    done: Condvar,
+}
 
 #[derive(Debug, Default)]
 struct Step {
     number: u64,
     /// `None` between two steps.
     running: Option<(tracing::Span, Instant)>,
+    /// No step begins any more.
+    last: bool,
 }
 
 impl StepSpan {
-    /// Looks at a message of the engine that is about to be sent, or was received.
-    fn on_message(&self, rank: usize, message: &[u8]) {
-        let mut step = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Looks at a message of the engine that is about to be sent, or was received. An error: it opens a step after the last one.
+    fn on_message(&self, rank: usize, message: &[u8]) -> Result<()> {
+        let mut step = self.lock();
         if message.starts_with(PLAN) {
+            if step.last {
+                return Err(GroupEnded.into());
+            }
             step.number += 1;
             let span = tracing::debug_span!("step", rank, number = step.number);
             step.running = Some((span, Instant::now()));
         } else if let Some((span, started)) = step.running.take() {
             let ms = started.elapsed().as_secs_f64() * 1e3;
             tracing::debug!(parent: &span, ms, "step done");
+            self.done.notify_all();
         }
+        Ok(())
+    }
+
+    /// Lets no further step begin and waits for the one that runs. A client has its last token before the other ranks have, so
+    /// that a server whose streams have ended may be in a step. `false`: it did not end in time.
+    pub(super) fn end(&self, patience: Duration) -> bool {
+        let mut step = self.lock();
+        step.last = true;
+        let waited = self
+            .done
+            .wait_timeout_while(step, patience, |step| step.running.is_some());
+        let (step, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        step.running.is_none()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Step> {
+        self.step.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The span to put an exchange in; a disabled one between two steps.
     pub(super) fn current(&self) -> tracing::Span {
-        let step = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        step.running
+        self.lock()
+            .running
             .as_ref()
             .map_or_else(tracing::Span::none, |(span, _)| span.clone())
     }
@@ -66,14 +92,20 @@ impl Channel {
 
 impl StepChannel for Channel {
     fn publish(&self, message: &[u8]) -> Result<()> {
-        if message.starts_with(PLAN) {
-            self.node.before_step()?;
+        let (node, opens) = (&self.node, message.starts_with(PLAN));
+        if opens {
+            node.before_step()?;
+            node.step.on_message(node.rank(), message)?;
         }
-        self.node.step.on_message(self.node.rank(), message);
         let mut framed = Vec::with_capacity(message.len() + 1);
         framed.push(ENGINE);
         framed.extend_from_slice(message);
-        self.node.send_to_followers(&framed)
+        node.send_to_followers(&framed)?;
+        // The end of the group may wait for the end of the step, and must not overtake it.
+        if !opens {
+            node.step.on_message(node.rank(), message)?;
+        }
+        Ok(())
     }
 
     fn follow(&self) -> Result<Vec<u8>> {
@@ -82,7 +114,7 @@ impl StepChannel for Channel {
             match message.first() {
                 Some(&ENGINE) => {
                     message.remove(0);
-                    self.node.step.on_message(self.node.rank(), &message);
+                    self.node.step.on_message(self.node.rank(), &message)?;
                     return Ok(message);
                 }
                 Some(&COMMAND) => {
@@ -148,14 +180,28 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             let step = StepSpan::default();
             assert!(step.current().is_none());
-            step.on_message(1, br#"{"Plan":{}}"#);
+            step.on_message(1, br#"{"Plan":{}}"#).unwrap();
             drop(tracing::debug_span!(parent: &step.current(), "exchange").entered());
-            step.on_message(1, br#"{"Sampled":[]}"#);
+            step.on_message(1, br#"{"Sampled":[]}"#).unwrap();
             assert!(step.current().is_none());
         });
         let text = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
         assert!(text.contains("step{rank=1 number=1}:exchange"), "{text}");
         assert!(text.contains("step done"), "{text}");
+    }
+
+    #[test]
+    fn the_end_waits_for_the_step_that_runs_and_lets_no_other_begin() {
+        let step = StepSpan::default();
+        step.on_message(0, br#"{"Plan":{}}"#).unwrap();
+        assert!(!step.end(Duration::from_millis(1)), "the step has not ended");
+        std::thread::scope(|scope| {
+            let end = scope.spawn(|| step.end(Duration::from_secs(20)));
+            step.on_message(0, br#"{"Sampled":[]}"#).unwrap();
+            assert!(end.join().unwrap());
+        });
+        let error = step.on_message(0, br#"{"Plan":{}}"#).unwrap_err();
+        assert!(error.is::<GroupEnded>(), "{error}");
     }
 
     struct Lines(Arc<Mutex<Vec<u8>>>);
