@@ -53,7 +53,7 @@
 //! ```
 //!
 //! Beside it: `cuda` is the same for partial sums on GPUs, `config` and `manifest` say what to do, `calibrate` makes manifests,
-//! `monitor` notices while serving that they no longer fit, `eval` measures quality, `simulate` larger groups, `bench` speed,
+//! `monitor` notices while serving that they no longer fit, `linear` multiplies by weights on the processor, `eval` measures quality, `simulate` larger groups, `bench` speed,
 //! `report` and `cli` show it, `serve` is the HTTP server; `checkpoint` writes models with random weights to try all that on.
 
 pub mod command;
@@ -69,6 +69,8 @@ pub mod transport;
 pub mod exchange;
 
 pub mod cuda;
+
+pub mod linear;
 
 pub mod config;
 pub mod manifest;

@@ -43,6 +43,8 @@ const IN_ENGINE: [&[&str]; 4] = [
         "ring",
         "--test",
         "all_reduce_provider",
+        "--test",
+        "cpu_product",
     ],
     &[
         "test",

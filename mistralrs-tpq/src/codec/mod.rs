@@ -37,6 +37,7 @@ pub use paper::{Paper, PaperTables, PaperTablesError};
 pub use rd::{Rd, RdRank, RdTables, RdTablesError, CLASSES};
 pub use simd::Level;
 pub use split::{split_bounds, Split};
+pub(crate) use values::Element;
 pub use values::{Dtype, Values, ValuesMut};
 
 /// What `encode` saw; summed over a call.

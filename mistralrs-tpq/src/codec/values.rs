@@ -39,7 +39,7 @@ impl Dtype {
 }
 
 /// An element type, for kernels that convert lane by lane instead of copying the tensor.
-pub(super) trait Element: Copy {
+pub trait Element: Copy {
     const DTYPE: Dtype;
 
     /// Exact: every BF16 and F16 is an f32.

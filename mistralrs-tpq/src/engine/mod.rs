@@ -1,9 +1,9 @@
 //! Station 0: where mistral.rs calls in.
 //!
-//! [`install`] reads the configuration and hands the engine two things: a provider that supplies rank, world size and
-//! the all-reduce of each row-parallel layer, and a step channel that carries rank 0's decisions. Both belong to one
-//! [`Node`], the process's place in the group. The links are opened when the engine is about to read a model, because
-//! only then the model's fingerprint is known, which the ranks compare.
+//! [`install`] reads the configuration and hands the engine three things: a provider that supplies rank, world size and
+//! the all-reduce of each row-parallel layer, a step channel that carries rank 0's decisions, and the products of its linear
+//! layers on the processor. The first two belong to one [`Node`], the process's place in the group. The links are opened when
+//! the engine is about to read a model, because only then the model's fingerprint is known, which the ranks compare.
 //!
 //! ```text
 //! install ── Node ──┬── provider: prepare(model) -> connect, compare; reducer(site) -> SiteReducer
@@ -17,6 +17,7 @@ mod drift;
 mod driver;
 mod fingerprint;
 mod group;
+mod linear;
 mod links;
 mod logits;
 mod node;
@@ -80,6 +81,7 @@ pub fn install_plan(plan: Plan) -> Result<Option<Arc<Node>>> {
     let node = Arc::new(Node::new(plan, place, rejoins)?);
     mistralrs_quant::set_all_reduce_provider(Arc::new(provider::Provider::new(node.clone())))
         .context("tpq cannot be installed")?;
+    mistralrs_quant::set_cpu_product(linear::cpu_product).context("tpq cannot be installed")?;
     mistralrs_core::set_step_channel(Box::new(step::Channel::new(node.clone()))).context("tpq cannot be installed")?;
     Ok(Some(node))
 }
