@@ -2,7 +2,7 @@
 //!
 //! A decode step multiplies one row a sequence. candle's matrix product packs the weights anew for each call, which for 16
 //! rows costs as much as the product, so that a batch gains little. Here weights `[outputs, inputs]` are read as they lie,
-//! once, each [`BLOCK`] of outputs for all rows: `benches/linear.rs` compares.
+//! once, each block of outputs for all rows: `benches/linear.rs` compares.
 //!
 //! An element of the product is the same bits whatever the other rows are and however many: a sequence gets the
 //! same numbers alone and in a batch. `scalar.rs` says which bits, the instruction sets match them.

@@ -32,7 +32,11 @@ fn a_new_domain_is_reported_within_200_tokens_relearned_without_a_lost_request_a
         (manifest, std::fs::read_to_string(text).unwrap())
     });
     let learned = folder.join("learned");
-    let server = serve(folder, &home.0, &learned);
+    let recalibrate = format!(
+        "policy: recalibrate, learn_tokens: 1024, write_manifest: {}",
+        learned.display()
+    );
+    let server = serve(folder, &home.0, &recalibrate);
     let before = server.complete(PROMPT, 16);
 
     for prompt in prompts(&home.1).take(8) {
@@ -87,6 +91,37 @@ fn a_new_domain_is_reported_within_200_tokens_relearned_without_a_lost_request_a
     assert!(!log.contains("panicked at"), "{log}");
 }
 
+#[test]
+fn under_fallback_a_new_domain_goes_with_dynamic_until_the_calibrated_one_is_back() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let [home, away] = [numbers(folder), text(folder, "away", &AWAY)];
+    let manifest = calibrate(folder, "home", &home);
+    let server = serve(folder, &manifest, "policy: fallback");
+    let calibrated = with_dynamic(&server);
+    let feed_until = |text: &Path, phase: &str| {
+        let (text, mut tokens) = (std::fs::read_to_string(text).unwrap(), 0);
+        let there = |_: &u64| metric(&server, &format!("tpq_drift_phase{{layers=\"*\",phase=\"{phase}\"}}")) == 1.0;
+        let reached = prompts(&text).take(100).find_map(|prompt| {
+            tokens += fed(&server, prompt);
+            Some(tokens).filter(there)
+        });
+        reached.unwrap_or_else(|| server.process.fail(&format!("not {phase} after {tokens} tokens")))
+    };
+    let fell_back = feed_until(&away, "fallback");
+    let meanwhile = with_dynamic(&server);
+    let recovered = feed_until(&home, "calm");
+    println!("fell back after {fell_back} tokens, back after {recovered}; {calibrated:?}, meanwhile {meanwhile:?}");
+    assert!(fell_back <= 300, "{fell_back} tokens");
+    assert_eq!(calibrated.1, 0.0);
+    assert!(meanwhile.1 > 16.0, "{meanwhile:?}");
+    assert_eq!(with_dynamic(&server), calibrated);
+    assert_eq!(metric(&server, "tpq_drift_switches_total{layers=\"*\"}"), 0.0);
+    let log = server.process.stdout() + &server.process.stderr();
+    assert!(!log.contains("panicked at"), "{log}");
+}
+
 /// Divergence from lossless logits on held-out text, with the ranges of each.
 fn compare(folder: &Path, stale: &Path, fresh: &Path, learned: &Path) {
     let config = |name: &str, manifest: PathBuf| model::config(folder, name, &rd(&manifest), GROUP);
@@ -128,14 +163,10 @@ fn calibrate(folder: &Path, name: &str, text: &Path) -> PathBuf {
     out.join("manifest.yaml")
 }
 
-fn serve(folder: &Path, manifest: &Path, learned: &Path) -> Server {
+fn serve(folder: &Path, manifest: &Path, drift: &str) -> Server {
     let config = model::config(folder, "serve", &rd(manifest), GROUP);
-    let drift = format!(
-        "drift: {{policy: recalibrate, learn_tokens: 1024, write_manifest: {}}}\n",
-        learned.display()
-    );
     let text = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, text + &drift).unwrap();
+    std::fs::write(&config, format!("{text}drift: {{{drift}}}\n")).unwrap();
     let port = free_ports(1)[0];
     let mut command = tpq();
     command
@@ -192,6 +223,20 @@ fn stream(server: &Server, tokens: usize) -> Vec<String> {
     let events = server.http.stream(COMPLETIONS, &body).unwrap();
     assert_eq!(events.status, 200);
     events.map(Result::unwrap).collect()
+}
+
+/// An answer, and how many of its exchanges were `dynamic`.
+fn with_dynamic(server: &Server) -> (String, f64) {
+    let exchanges = || {
+        let page = server.http.get("/metrics").unwrap().body;
+        let line = page
+            .lines()
+            .find(|line| line.starts_with("tpq_exchanges_total{codec=\"dynamic"));
+        line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+    };
+    let before = exchanges();
+    let text = server.complete(PROMPT, 16);
+    (text, exchanges() - before)
 }
 
 fn metric(server: &Server, name: &str) -> f64 {
