@@ -99,7 +99,8 @@ fn under_fallback_a_new_domain_goes_with_dynamic_until_the_calibrated_one_is_bac
     let [home, away] = [numbers(folder), text(folder, "away", &AWAY)];
     let manifest = calibrate(folder, "home", &home);
     let server = serve(folder, &manifest, "policy: fallback");
-    let calibrated = with_dynamic(&server);
+    server.complete(PROMPT, 1);
+    let calibrated = with_bits(&server);
     let feed_until = |text: &Path, phase: &str| {
         let (text, mut tokens) = (std::fs::read_to_string(text).unwrap(), 0);
         let there = |_: &u64| metric(&server, &format!("tpq_drift_phase{{layers=\"*\",phase=\"{phase}\"}}")) == 1.0;
@@ -110,13 +111,15 @@ fn under_fallback_a_new_domain_goes_with_dynamic_until_the_calibrated_one_is_bac
         reached.unwrap_or_else(|| server.process.fail(&format!("not {phase} after {tokens} tokens")))
     };
     let fell_back = feed_until(&away, "fallback");
-    let meanwhile = with_dynamic(&server);
+    let meanwhile = with_bits(&server);
     let recovered = feed_until(&home, "calm");
     println!("fell back after {fell_back} tokens, back after {recovered}; {calibrated:?}, meanwhile {meanwhile:?}");
     assert!(fell_back <= 300, "{fell_back} tokens");
-    assert_eq!(calibrated.1, 0.0);
-    assert!(meanwhile.1 > 16.0, "{meanwhile:?}");
-    assert_eq!(with_dynamic(&server), calibrated);
+    let back = with_bits(&server);
+    for (bits, expected) in [(calibrated.1, 4.19), (meanwhile.1, 4.5), (back.1, 4.19)] {
+        assert!((bits - expected).abs() < 0.05, "{bits} bits, expected {expected}");
+    }
+    assert_eq!(back.0, calibrated.0);
     assert_eq!(metric(&server, "tpq_drift_switches_total{layers=\"*\"}"), 0.0);
     let log = server.process.stdout() + &server.process.stderr();
     assert!(!log.contains("panicked at"), "{log}");
@@ -225,18 +228,17 @@ fn stream(server: &Server, tokens: usize) -> Vec<String> {
     events.map(Result::unwrap).collect()
 }
 
-/// An answer, and how many of its exchanges were `dynamic`.
-fn with_dynamic(server: &Server) -> (String, f64) {
-    let exchanges = || {
-        let page = server.http.get("/metrics").unwrap().body;
-        let line = page
-            .lines()
-            .find(|line| line.starts_with("tpq_exchanges_total{codec=\"dynamic"));
-        line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+/// An answer, and the payload bits a value of its exchanges.
+fn with_bits(server: &Server) -> (String, f64) {
+    let bits_and_values = || {
+        let of = |name: &str| metric(server, &format!("{name}{{codec=\"configured\"}}"));
+        let values = of("tpq_exchange_values_total");
+        [of("tpq_effective_bits") * values, values]
     };
-    let before = exchanges();
+    let before = bits_and_values();
     let text = server.complete(PROMPT, 16);
-    (text, exchanges() - before)
+    let after = bits_and_values();
+    (text, (after[0] - before[0]) / (after[1] - before[1]))
 }
 
 fn metric(server: &Server, name: &str) -> f64 {
