@@ -88,16 +88,15 @@ fn throughput(server: &Server, prompts: &[String], clients: usize) -> f64 {
     clients as f64 / start.elapsed().as_secs_f64()
 }
 
-/// A model whose weights do not fit in a cache: 45 M parameters, of which a step of one sequence reads as much as a step of sixteen.
-fn larger_model(folder: &Path) -> PathBuf {
-    let out = folder.join("larger");
-    let sizes = "--hidden 1024 --intermediate 2816 --layers 4 --heads 8 --kv-heads 2 --vocab 2048 --dtype f32";
+/// A Llama with random weights of these sizes and the tokens of the demo model.
+fn made(folder: &Path, sizes: &str) -> PathBuf {
+    let out = folder.join("made");
     let mut command = tpq();
     command
         .args(["make-model", "--architecture", "llama"])
         .args(sizes.split(' '));
-    command.arg("--tokenizer").arg(model::demo().join("tokenizer.json"));
-    command.arg("--out").arg(&out);
+    command.args(["--vocab", "2048", "--dtype", "f32", "--tokenizer"]);
+    command.arg(model::demo().join("tokenizer.json")).arg("--out").arg(&out);
     succeed(command, LIMIT);
     out
 }
@@ -106,7 +105,9 @@ fn larger_model(folder: &Path) -> PathBuf {
 fn sixteen_clients_get_at_least_four_times_the_throughput_of_one() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
-    let server = server_of(&larger_model(folder.path()), LIMIT, folder.path(), 2);
+    // Weights that do not fit in a cache: 49 M parameters, which a step of one sequence reads as a step of sixteen does.
+    let sizes = "--hidden 1024 --intermediate 2816 --layers 4 --heads 8 --kv-heads 2";
+    let server = server_of(&made(folder.path(), sizes), LIMIT, folder.path(), 2);
     // Sharing steps pays where tokens are made: a prompt's own step has many rows even alone.
     let mixed: Vec<String> = (1..=8).map(|n| model::TEXT.chars().take(12 * n).collect()).collect();
     let alike = [mixed[3].clone()];
@@ -133,13 +134,9 @@ fn with_logprobs(server: &Server, prompt: &str) -> Value {
     choices
 }
 
-/// Eight requests of different lengths share steps where the model can, and get the same numbers as alone.
-fn same_numbers_alone_and_together(preset: &str) {
-    let _turn = turn();
-    let folder = tempfile::tempdir().unwrap();
-    let (model, _) = model::checkpoint(folder.path(), preset, 0, 0);
-    let server = server_of(&model, LIMIT, folder.path(), 2);
-    let prompts = prompts();
+/// Requests of different lengths share steps where the model can, and get the same numbers as alone.
+fn same_numbers_alone_and_together(folder: &Path, model: &Path, prompts: &[String]) {
+    let server = server_of(model, LIMIT, folder, 2);
     // The second time each finds its prompt in the prefix cache, as it will the third time.
     let alone = || -> Vec<Value> { prompts.iter().map(|prompt| with_logprobs(&server, prompt)).collect() };
     let (_, alone) = (alone(), alone());
@@ -151,24 +148,42 @@ fn same_numbers_alone_and_together(preset: &str) {
     });
 }
 
+fn preset_gives_the_same_numbers_alone_and_together(preset: &str) {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let (model, _) = model::checkpoint(folder.path(), preset, 0, 0);
+    same_numbers_alone_and_together(folder.path(), &model, &prompts());
+}
+
+/// Caches grow by 512 tokens, and a power of two of these shares steps: answers go past one of them and past two.
+#[test]
+fn requests_whose_caches_are_not_equally_large_get_the_numbers_that_each_gets_alone() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let sizes = "--hidden 64 --intermediate 160 --layers 2 --heads 4 --kv-heads 2";
+    // Three tokens a word.
+    let prompts = [20, 60, 165, 200, 336, 700].map(|words| "rank ".repeat(words).trim_end().to_owned());
+    same_numbers_alone_and_together(folder.path(), &made(folder.path(), sizes), &prompts);
+}
+
 #[test]
 fn llama_gives_requests_of_different_lengths_the_numbers_that_each_gets_alone() {
-    same_numbers_alone_and_together("tiny-llama");
+    preset_gives_the_same_numbers_alone_and_together("tiny-llama");
 }
 
 #[test]
 fn gemma2_whose_cache_rotates_gives_requests_of_different_lengths_the_numbers_that_each_gets_alone() {
-    same_numbers_alone_and_together("tiny-gemma2");
+    preset_gives_the_same_numbers_alone_and_together("tiny-gemma2");
 }
 
 #[test]
 fn qwen3_gives_requests_of_different_lengths_the_numbers_that_each_gets_alone() {
-    same_numbers_alone_and_together("tiny-qwen3");
+    preset_gives_the_same_numbers_alone_and_together("tiny-qwen3");
 }
 
 #[test]
 fn mixtral_gives_requests_of_different_lengths_the_numbers_that_each_gets_alone() {
-    same_numbers_alone_and_together("tiny-mixtral");
+    preset_gives_the_same_numbers_alone_and_together("tiny-mixtral");
 }
 
 /// Kilobytes of memory that all ranks hold.
