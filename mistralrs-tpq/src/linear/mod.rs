@@ -23,8 +23,8 @@ mod scalar;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tiles;
 
-/// Up to 64 rows [`product`] was faster than candle for every shape of `benches/linear.rs` (1.04 to 4.0 times), with 128 0.9 to 1.3
-/// times as fast, with 256 as often slower.
+/// Up to 64 rows [`product`] was faster than candle for every shape of `benches/linear.rs` (AVX2, 1.04 to 4.0 times), with
+/// 128 0.9 to 1.3 times as fast, with 256 as often slower. NEON has its bits checked under qemu and was never timed.
 pub const MAX_ROWS: usize = 128;
 
 /// Lanes whose sums are kept apart.
@@ -113,6 +113,10 @@ impl Kernel {
     }
 
     fn detect() -> Option<Isa> {
+        // There candle may use Accelerate, which has units for matrices that vectors cannot follow.
+        if cfg!(target_os = "macos") {
+            return None;
+        }
         #[cfg(target_arch = "x86_64")]
         return avx2::Avx2::new().map(Isa::Avx2);
         #[cfg(target_arch = "aarch64")]
