@@ -9,7 +9,7 @@ use crate::linear::{product, Kernel, Weight, MAX_ROWS};
 /// `x wᵀ` of `x` `[.., inputs]` and `w` `[outputs, inputs]`; `None` where candle computes it: more rows than [`MAX_ROWS`], another dtype
 /// than F32 and F16, views, a processor without the instructions.
 pub(super) fn cpu_product(x: &Tensor, w: &Tensor) -> Result<Option<Tensor>> {
-    let (Ok(&inputs), &[_, inputs_of_w]) = (x.dims().last().ok_or(()), w.dims()) else {
+    let (Some(&inputs), &[_, inputs_of_w]) = (x.dims().last(), w.dims()) else {
         return Ok(None);
     };
     let dtype = match x.dtype() {

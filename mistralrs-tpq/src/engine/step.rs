@@ -36,7 +36,8 @@ struct Step {
 }
 
 impl StepSpan {
-    /// Looks at a message of the engine that is about to be sent, or was received. An error: it opens a step after the last one.
+    /// Looks at a message of the engine: a plan before it is sent, what was sampled after that, both when received. An error: a plan
+    /// after the last step.
     fn on_message(&self, rank: usize, message: &[u8]) -> Result<()> {
         let mut step = self.lock();
         if message.starts_with(PLAN) {
