@@ -26,7 +26,7 @@ mod paper;
 pub(crate) mod rd;
 mod rows;
 mod scalar;
-mod simd;
+pub(crate) mod simd;
 mod split;
 mod values;
 

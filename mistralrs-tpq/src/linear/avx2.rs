@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::tiles::{add, slices, tiles, Ahead};
 use super::{chunk_of, Weight, LANES};
-use crate::codec::Dtype;
+use crate::codec::simd::avx2::load_eight as load;
 
 /// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,26 +28,6 @@ type Lanes = __m256;
 #[target_feature(enable = "avx2,fma,f16c")]
 fn zero() -> Lanes {
     _mm256_setzero_ps()
-}
-
-/// # Safety
-/// `from` points to eight elements.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn load<T: Weight>(from: *const T) -> Lanes {
-    const { assert!(size_of::<T>() == T::DTYPE.size()) };
-    // SAFETY: eight elements, of a size that the assertion ties to the dtype: 32 bytes in the first arm, 16 in the
-    // others. The loads need no alignment.
-    unsafe {
-        match T::DTYPE {
-            Dtype::F32 => _mm256_loadu_ps(from.cast()),
-            Dtype::Bf16 => {
-                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
-            }
-            Dtype::F16 => _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
-        }
-    }
 }
 
 #[inline]

@@ -44,26 +44,36 @@ impl Default for Counter {
     }
 }
 
+/// Eight elements as f32.
+///
+/// # Safety
+/// `from` points to eight elements.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(crate) unsafe fn load_eight<T: Element>(from: *const T) -> __m256 {
+    const { assert!(size_of::<T>() == T::DTYPE.size()) };
+    // SAFETY: eight elements, of a size that the assertion ties to the dtype: 32 bytes in the first arm, 16 in the
+    // others. The loads need no alignment.
+    unsafe {
+        match T::DTYPE {
+            Dtype::F32 => _mm256_loadu_ps(from.cast()),
+            Dtype::Bf16 => {
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+            }
+            Dtype::F16 => _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
+        }
+    }
+}
+
 /// 32 elements as f32, in order.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn load<T: Element>(values: &[T; BLOCK]) -> Lanes {
-    const { assert!(size_of::<T>() == T::DTYPE.size()) };
     let mut x = [_mm256_setzero_ps(); 4];
     for (x, eight) in x.iter_mut().zip(values.as_chunks::<8>().0) {
-        let from = eight.as_ptr();
-        // SAFETY: `from` points to 8 elements, of a size that the assertion ties to the dtype: 32 bytes in the first arm,
-        // 16 in the others. The loads need no alignment.
-        *x = unsafe {
-            match T::DTYPE {
-                Dtype::F32 => _mm256_loadu_ps(from.cast()),
-                Dtype::Bf16 => {
-                    let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
-                }
-                Dtype::F16 => _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
-            }
-        };
+        // SAFETY: `eight` is eight elements.
+        *x = unsafe { load_eight(eight.as_ptr()) };
     }
     x
 }
