@@ -8,10 +8,11 @@
 
 use super::rows::{self, BadRow, Rows};
 use super::scalar::{self, Width, GROUP};
+use super::simd::Onto;
 use super::split::{Split, Splits};
 use super::values::Element;
 use super::{assert_one_row, bound};
-use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Level, Values};
+use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Level, Values, ValuesMut};
 
 /// Row: E codes, then ceil(E / 32) BF16 scales. Codes of 4 bits are two to a byte. The last group holds what is left of
 /// the row.
@@ -57,6 +58,28 @@ impl Dynamic {
             ..self
         }
     }
+
+    /// Decodes `rank`'s payload, each value rounded once to `values` (`tokens * features` elements): what
+    /// [`Codec::decode_first`] gives, without the way through f32 in memory.
+    ///
+    /// # Errors
+    /// As [`Codec::decode_accumulate`].
+    ///
+    /// # Panics
+    /// When `values` is not whole rows: a caller's bug.
+    pub fn decode_rounded(&self, rank: usize, payload: &[u8], values: ValuesMut<'_>) -> Result<(), CodecError> {
+        match values {
+            ValuesMut::F32(values) => self.decode_elements(rank, payload, values),
+            ValuesMut::Bf16(values) => self.decode_elements(rank, payload, values),
+            ValuesMut::F16(values) => self.decode_elements(rank, payload, values),
+        }
+    }
+
+    fn decode_elements<T: Element>(&self, rank: usize, payload: &[u8], values: &mut [T]) -> Result<(), CodecError> {
+        rows::decode_each(self, rank, payload, T::DTYPE, values, |row, values| {
+            Ok(self.level.dynamic_decode_rounded_row(self.width, row, values)?)
+        })
+    }
 }
 
 impl Rows for Dynamic {
@@ -74,8 +97,8 @@ impl Rows for Dynamic {
         self.level.dynamic_encode_row(self.width, values, row)
     }
 
-    fn decode_row(&self, (): &(), row: &[u8], sum: &mut [f32]) -> Result<(), BadRow> {
-        Ok(self.level.dynamic_decode_row(self.width, row, sum)?)
+    fn decode_row(&self, (): &(), row: &[u8], onto: Onto, sum: &mut [f32]) -> Result<(), BadRow> {
+        Ok(self.level.dynamic_decode_row(self.width, row, onto, sum)?)
     }
 }
 
@@ -107,7 +130,11 @@ impl Codec for Dynamic {
     }
 
     fn decode_accumulate(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError> {
-        rows::decode_accumulate(self, rank, payload, dtype, sum)
+        rows::decode(self, rank, payload, dtype, Onto::Sum, sum)
+    }
+
+    fn decode_first(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError> {
+        rows::decode(self, rank, payload, dtype, Onto::Zero, sum)
     }
 
     /// The other values of a group set its step, and with it the error of each: at most half of (extreme / 8 or 128), or a

@@ -91,6 +91,15 @@ pub trait Codec: std::fmt::Debug + Send + Sync {
     /// When `sum` is not whole rows: a caller's bug.
     fn decode_accumulate(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError>;
 
+    /// As [`Codec::decode_accumulate`] onto zeros, whatever `sum` holds: the first term of a sum.
+    ///
+    /// # Errors
+    /// As [`Codec::decode_accumulate`].
+    fn decode_first(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError> {
+        sum.fill(0.0);
+        self.decode_accumulate(rank, payload, dtype, sum)
+    }
+
     /// Writes to `bound[i]` an upper bound of `|row[i] - d|`, where `d` is what a receiver decodes for the value `row[i]`
     /// of one token's `row` (`features` values). It covers one trip through the codec, without the rounding of the sum
     /// it is added to. For a NaN or infinite value the bound is infinite, except with `none`, which keeps every bit.
@@ -137,6 +146,30 @@ pub enum CodecError {
     Stream { rank: usize, token: usize },
 }
 
+impl CodecError {
+    /// Of a payload whose first row follows `rows` others: a codec counts tokens from the rows that it was given.
+    pub(crate) fn after_rows(self, rows: usize) -> Self {
+        match self {
+            Self::Content {
+                rank,
+                token,
+                feature,
+                bits,
+            } => Self::Content {
+                rank,
+                token: token + rows,
+                feature,
+                bits,
+            },
+            Self::Stream { rank, token } => Self::Stream {
+                rank,
+                token: token + rows,
+            },
+            other => other,
+        }
+    }
+}
+
 /// The codecs by name (configuration) and tag (frame header, hello).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -180,7 +213,7 @@ impl CodecKind {
 
 /// Rounds each value to nearest even, as `bf16::from_f32` does; NaN stays NaN. Both slices have one length.
 pub fn round_to_bf16(values: &[f32], rounded: &mut [half::bf16]) {
-    Level::best().round_to_bf16(values, rounded);
+    Level::best().round(values, rounded);
 }
 
 /// Rows in `elements`.
@@ -219,9 +252,9 @@ fn rows_to_decode(
     rank: usize,
     payload: &[u8],
     dtype: Dtype,
-    sum: &[f32],
+    elements: usize,
 ) -> Result<usize, CodecError> {
-    let tokens = row_count(sum.len(), codec.features());
+    let tokens = row_count(elements, codec.features());
     let (expected, got) = (codec.payload_len(tokens, dtype), payload.len());
     if got == expected {
         Ok(tokens)

@@ -5,6 +5,7 @@
 
 use super::rows::{self, BadRow, Rows};
 use super::scalar::{self, PaperRow};
+use super::simd::Onto;
 use super::split::{Split, Splits};
 use super::values::Element;
 use super::{assert_one_row, bound};
@@ -252,8 +253,8 @@ impl Rows for Paper {
         self.level.paper_encode_row(table, values, row)
     }
 
-    fn decode_row(&self, table: &PaperRow<'_>, row: &[u8], sum: &mut [f32]) -> Result<(), BadRow> {
-        Ok(self.level.paper_decode_row(table, row, sum)?)
+    fn decode_row(&self, table: &PaperRow<'_>, row: &[u8], onto: Onto, sum: &mut [f32]) -> Result<(), BadRow> {
+        Ok(self.level.paper_decode_row(table, row, onto, sum)?)
     }
 }
 
@@ -279,7 +280,11 @@ impl Codec for Paper {
     }
 
     fn decode_accumulate(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError> {
-        rows::decode_accumulate(self, rank, payload, dtype, sum)
+        rows::decode(self, rank, payload, dtype, Onto::Sum, sum)
+    }
+
+    fn decode_first(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError> {
+        rows::decode(self, rank, payload, dtype, Onto::Zero, sum)
     }
 
     fn error_bound(&self, rank: usize, row: &[f32], bound: &mut [f32]) {

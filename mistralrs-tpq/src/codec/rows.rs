@@ -1,6 +1,7 @@
 //! What codecs share whose rows all have one length and stand alone.
 
 use super::scalar::BadWord;
+use super::simd::Onto;
 use super::values::Element;
 use super::{rows_to_decode, rows_to_encode, Codec, CodecError, Dtype, EncodeStats, Values};
 
@@ -18,7 +19,7 @@ impl From<BadWord> for BadRow {
     }
 }
 
-/// A codec as one row of it; [`encode`] and [`decode_accumulate`] make the rest of it. Rows have [`Rows::row_len`] bytes.
+/// A codec as one row of it; [`encode`] and [`decode`] make the rest of it. Rows have [`Rows::row_len`] bytes.
 pub(super) trait Rows: Codec + Sized {
     /// The tables of one rank; `()` where ranks do not differ.
     type Table<'a>
@@ -33,7 +34,7 @@ pub(super) trait Rows: Codec + Sized {
 
     fn encode_row<T: Element>(&self, table: &Self::Table<'_>, values: &[T], row: &mut [u8]) -> EncodeStats;
 
-    fn decode_row(&self, table: &Self::Table<'_>, row: &[u8], sum: &mut [f32]) -> Result<(), BadRow>;
+    fn decode_row(&self, table: &Self::Table<'_>, row: &[u8], onto: Onto, sum: &mut [f32]) -> Result<(), BadRow>;
 
     /// # Panics
     /// When there is no such rank: a caller's bug.
@@ -66,22 +67,36 @@ fn encode_elements<C: Rows, T: Element>(codec: &C, rank: usize, values: &[T], pa
     stats
 }
 
-/// As [`Codec::decode_accumulate`].
-pub(super) fn decode_accumulate<C: Rows>(
+/// As [`Codec::decode_accumulate`] and [`Codec::decode_first`].
+pub(super) fn decode<C: Rows>(
     codec: &C,
     rank: usize,
     payload: &[u8],
     dtype: Dtype,
+    onto: Onto,
     sum: &mut [f32],
 ) -> Result<(), CodecError> {
     let table = codec.table(rank)?;
-    let tokens = rows_to_decode(codec, rank, payload, dtype, sum)?;
-    if tokens == 0 {
+    decode_each(codec, rank, payload, dtype, sum, |row, sum| {
+        codec.decode_row(&table, row, onto, sum)
+    })
+}
+
+/// Calls `decode_row` with each row of `payload` and its room in `values`.
+pub(super) fn decode_each<C: Rows, T>(
+    codec: &C,
+    rank: usize,
+    payload: &[u8],
+    dtype: Dtype,
+    values: &mut [T],
+    decode_row: impl Fn(&[u8], &mut [T]) -> Result<(), BadRow>,
+) -> Result<(), CodecError> {
+    if rows_to_decode(codec, rank, payload, dtype, values.len())? == 0 {
         return Ok(());
     }
     let rows = payload.chunks_exact(codec.row_len());
-    for (token, (row, sum)) in rows.zip(sum.chunks_exact_mut(codec.features())).enumerate() {
-        codec.decode_row(&table, row, sum).map_err(|bad| match bad {
+    for (token, (row, values)) in rows.zip(values.chunks_exact_mut(codec.features())).enumerate() {
+        decode_row(row, values).map_err(|bad| match bad {
             BadRow::Word(BadWord { feature, bits }) => CodecError::Content {
                 rank,
                 token,

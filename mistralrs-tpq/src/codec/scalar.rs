@@ -85,9 +85,9 @@ pub fn to_finite_bf16(x: f32) -> bf16 {
 }
 
 #[inline(always)]
-pub fn round_to_bf16(values: &[f32], rounded: &mut [bf16]) {
+pub fn round<T: Element>(values: &[f32], rounded: &mut [T]) {
     for (rounded, x) in rounded.iter_mut().zip(values) {
-        *rounded = nearest_bf16(*x);
+        *rounded = T::from_f32(*x);
     }
 }
 
@@ -351,6 +351,25 @@ pub fn dynamic_decode_row(width: Width, row: &[u8], sum: &mut [f32]) -> Result<(
         dynamic_decode_group(width, width.received_scale(*scale, i)?, codes, sum);
     }
     Ok(())
+}
+
+/// A row on its own, rounded once to `values` (E).
+#[inline]
+pub fn dynamic_decode_rounded_row<T: Element>(width: Width, row: &[u8], values: &mut [T]) -> Result<(), BadWord> {
+    let (codes, scales) = row.split_at(width.codes_len(values.len()));
+    let groups = codes.chunks(width.codes_len(GROUP)).zip(values.chunks_mut(GROUP));
+    for (i, (scale, (codes, values))) in scales.as_chunks().0.iter().zip(groups).enumerate() {
+        dynamic_decode_rounded_group(width, width.received_scale(*scale, i)?, codes, values);
+    }
+    Ok(())
+}
+
+#[inline]
+pub fn dynamic_decode_rounded_group<T: Element>(width: Width, scale: f32, codes: &[u8], values: &mut [T]) {
+    let mut sum = [0.0; GROUP];
+    let sum = &mut sum[..values.len()];
+    dynamic_decode_group(width, scale, codes, sum);
+    round(sum, values);
 }
 
 /// `sum[j] += code j * scale`.

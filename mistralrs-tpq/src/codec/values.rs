@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use super::scalar::nearest_bf16;
+
 /// Element type of a partial sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -45,6 +47,9 @@ pub trait Element: Copy {
     /// Exact: every BF16 and F16 is an f32.
     fn to_f32(self) -> f32;
 
+    /// To nearest even.
+    fn from_f32(x: f32) -> Self;
+
     /// The elements themselves, where they are f32.
     fn as_f32(_values: &[Self]) -> Option<&[f32]> {
         None
@@ -60,6 +65,11 @@ impl Element for f32 {
     }
 
     #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+
+    #[inline(always)]
     fn as_f32(values: &[Self]) -> Option<&[f32]> {
         Some(values)
     }
@@ -72,6 +82,11 @@ impl Element for bf16 {
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
+
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        nearest_bf16(x)
+    }
 }
 
 impl Element for f16 {
@@ -80,6 +95,11 @@ impl Element for f16 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f16::to_f32(self)
+    }
+
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        f16::from_f32(x)
     }
 }
 
@@ -167,6 +187,18 @@ impl ValuesMut<'_> {
             Self::F32(v) => ValuesMut::F32(v),
             Self::Bf16(v) => ValuesMut::Bf16(v),
             Self::F16(v) => ValuesMut::F16(v),
+        }
+    }
+
+    /// Elements `start..end`.
+    ///
+    /// # Panics
+    /// As [`Values::slice`].
+    pub fn slice(&mut self, start: usize, end: usize) -> ValuesMut<'_> {
+        match self {
+            Self::F32(v) => ValuesMut::F32(&mut v[start..end]),
+            Self::Bf16(v) => ValuesMut::Bf16(&mut v[start..end]),
+            Self::F16(v) => ValuesMut::F16(&mut v[start..end]),
         }
     }
 

@@ -81,7 +81,7 @@ fn step_with_partner(
     let partner = rank ^ (1 << step);
     let (mine, theirs) = (sent_by(call, rank, step), sent_by(call, partner, step));
     let body_len = mine.payload_len(tokens, call.dtype);
-    let Scratch { sum, own, room, .. } = &mut *run.scratch;
+    let Scratch { sum, own, room } = &mut *run.scratch;
     own.fit(body_len + FRAME_TRAILER_LEN);
 
     let stage = |codec: &dyn Codec| Expected {

@@ -1,13 +1,13 @@
 //! Sums of payloads, decoded while they arrive, and still in a fixed order for each element.
 
 use super::slices::Slices;
-use crate::codec::{Codec, CodecError, Dtype, ValuesMut};
+use crate::codec::{Codec, CodecError, Dtype, Dynamic, ValuesMut};
 use crate::transport::MAX_RANKS;
 
 /// Elements that make a decode worth while: row by row would cost a call for each of a thousand network reads.
 const READY_ELEMENTS: usize = 32 << 10;
 
-/// f32 a decode works on at a time, half of a first-level cache: clearing and rounding blocks of 128 KiB, which a
+/// f32 a sum works on at a time, half of a first-level cache: clearing and rounding blocks of 128 KiB, which a
 /// second-level cache holds, took a quarter of the time of an exchange of eight ranks on two cores.
 const BLOCK_ELEMENTS: usize = 4 << 10;
 
@@ -48,7 +48,7 @@ pub(super) struct InOrder<'a> {
     rows: usize,
     width: usize,
     dtype: Dtype,
-    /// `[rows, width]`. Not cleared before: the first term clears each block that it is about to fill.
+    /// `[rows, width]`. Not cleared before: the first term is written, not added.
     sum: &'a mut [f32],
     done: [usize; MAX_RANKS],
 }
@@ -134,13 +134,12 @@ impl<'a> InOrder<'a> {
         }
         let Term { rank, codec, .. } = self.terms[at];
         let sum = &mut self.sum[start * self.width..end * self.width];
-        if at == 0 {
-            sum.fill(0.0);
-        }
         let (from, to) = (codec.payload_len(start, self.dtype), codec.payload_len(end, self.dtype));
-        codec
-            .decode_accumulate(rank, &payload[from..to], self.dtype, sum)
-            .map_err(|error| (rank, shifted(error, start)))?;
+        let decoded = match at {
+            0 => codec.decode_first(rank, &payload[from..to], self.dtype, sum),
+            _ => codec.decode_accumulate(rank, &payload[from..to], self.dtype, sum),
+        };
+        decoded.map_err(|error| (rank, error.after_rows(start)))?;
         self.done[at] = end;
         Ok(true)
     }
@@ -150,19 +149,9 @@ impl<'a> InOrder<'a> {
         bytes.len().checked_div(row).unwrap_or(self.rows).min(self.rows)
     }
 
-    const fn block_rows(&self) -> usize {
-        block_rows(self.width)
-    }
-}
-
-/// Rows of `width` elements in a block, at least one.
-pub(super) const fn block_rows(width: usize) -> usize {
-    let width = if width == 0 { 1 } else { width };
-    let rows = BLOCK_ELEMENTS / width;
-    if rows == 0 {
-        1
-    } else {
-        rows
+    /// Rows in a block, at least one.
+    fn block_rows(&self) -> usize {
+        BLOCK_ELEMENTS.checked_div(self.width).unwrap_or(0).max(1)
     }
 }
 
@@ -170,27 +159,15 @@ pub(super) const fn block_rows(width: usize) -> usize {
 pub(super) struct Delivery<'a, 'o> {
     pub(super) slices: &'a Slices<'a>,
     pub(super) dtype: Dtype,
-    /// Room for a block.
-    pub(super) block: &'a mut Vec<f32>,
     pub(super) output: &'a mut ValuesMut<'o>,
     pub(super) done: [usize; MAX_RANKS],
 }
 
 impl<'a, 'o> Delivery<'a, 'o> {
-    pub(super) fn new(
-        slices: &'a Slices<'a>,
-        dtype: Dtype,
-        block: &'a mut Vec<f32>,
-        output: &'a mut ValuesMut<'o>,
-    ) -> Self {
-        // Now and not when it is needed: how much arrives at once differs from exchange to exchange.
-        let of_slice = |index| slices.rows(index).min(block_rows(slices.width(index))) * slices.width(index);
-        block.clear();
-        block.reserve((0..slices.ways()).map(of_slice).max().unwrap_or(0));
+    pub(super) fn new(slices: &'a Slices<'a>, dtype: Dtype, output: &'a mut ValuesMut<'o>) -> Self {
         Self {
             slices,
             dtype,
-            block,
             output,
             done: [0; MAX_RANKS],
         }
@@ -201,7 +178,7 @@ impl<'a, 'o> Delivery<'a, 'o> {
         &mut self,
         index: usize,
         owner: usize,
-        codec: &dyn Codec,
+        codec: &Dynamic,
         bytes: &[u8],
         complete: bool,
     ) -> Result<(), BadPayload> {
@@ -212,35 +189,14 @@ impl<'a, 'o> Delivery<'a, 'o> {
         if !complete && available.saturating_sub(self.done[index]) * width < READY_ELEMENTS {
             return Ok(());
         }
-        while self.done[index] < available {
-            let start = self.done[index];
-            let end = (start + block_rows(width)).min(available);
-            self.block.clear();
-            self.block.resize((end - start) * width, 0.0);
-            codec
-                .decode_accumulate(owner, &bytes[start * row_len..end * row_len], self.dtype, self.block)
-                .map_err(|error| (owner, shifted(error, start)))?;
-            self.slices.place(index, start, self.block, self.output);
-            self.done[index] = end;
+        let start = self.done[index];
+        if start < available {
+            let payload = &bytes[start * row_len..available * row_len];
+            self.slices
+                .place(index, (start, available), codec, owner, payload, self.output)
+                .map_err(|error| (owner, error.after_rows(start)))?;
+            self.done[index] = available;
         }
         Ok(())
-    }
-}
-
-/// A codec counts tokens from the rows it was given.
-fn shifted(error: CodecError, rows: usize) -> CodecError {
-    match error {
-        CodecError::Content {
-            rank,
-            token,
-            feature,
-            bits,
-        } => CodecError::Content {
-            rank,
-            token: token + rows,
-            feature,
-            bits,
-        },
-        other => other,
     }
 }

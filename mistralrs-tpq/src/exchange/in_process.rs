@@ -101,8 +101,9 @@ impl Group<'_> {
         let mut output = vec![0.0; self.partials[0].len()];
         for index in 0..self.world_size() {
             let gather = self.gather_bits.codec(slices.width(index));
-            let sum = recoded(&gather, &sum_of(&slices, index)?)?;
-            slices.place(index, 0, &sum, &mut ValuesMut::F32(&mut output));
+            let payload = encoded(&gather, &sum_of(&slices, index)?);
+            let rows = (0, slices.rows(index));
+            slices.place(index, rows, &gather, 0, &payload, &mut ValuesMut::F32(&mut output))?;
         }
         Ok(output)
     }
@@ -140,12 +141,16 @@ impl Group<'_> {
     }
 }
 
-/// What a receiver decodes.
-fn recoded(codec: &dyn Codec, values: &[f32]) -> Result<Vec<f32>, CodecError> {
+fn encoded(codec: &dyn Codec, values: &[f32]) -> Vec<u8> {
     let rows = values.len().checked_div(codec.features()).unwrap_or(0);
     let mut payload = vec![0; codec.payload_len(rows, Dtype::F32)];
     codec.encode(0, Values::F32(values), &mut payload);
+    payload
+}
+
+/// What a receiver decodes.
+fn recoded(codec: &dyn Codec, values: &[f32]) -> Result<Vec<f32>, CodecError> {
     let mut decoded = vec![0.0; values.len()];
-    codec.decode_accumulate(0, &payload, Dtype::F32, &mut decoded)?;
+    codec.decode_first(0, &encoded(codec, values), Dtype::F32, &mut decoded)?;
     Ok(decoded)
 }

@@ -41,7 +41,7 @@ pub(super) fn two_shot(run: &mut Run<'_, '_>) -> Result<RankSet, ExchangeError> 
         &bytes[start * size..end * size]
     };
     run.scratch.prepare(end_mine - start_mine, slice_len);
-    let Scratch { sum, own, room, .. } = &mut *run.scratch;
+    let Scratch { sum, own, room } = &mut *run.scratch;
     let bad = scan(input, stats);
     let (mut ops, count) = recv_ops(peers(rank, world_size).map(|peer| (peer, slice_len)), room);
     let recvs = &mut ops[..count];

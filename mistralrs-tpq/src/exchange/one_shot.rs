@@ -18,7 +18,7 @@ pub(super) fn run(run: &mut Run<'_, '_>) -> Result<RankSet, ExchangeError> {
     let whole = Slices::whole(call.codec, call.tokens as usize);
     let body_len = whole.payload_len(0, call.dtype);
     run.scratch.prepare(input.len(), body_len + FRAME_TRAILER_LEN);
-    let Scratch { sum, own, room, .. } = &mut *run.scratch;
+    let Scratch { sum, own, room } = &mut *run.scratch;
 
     let expected = call.expected(FrameKind::OneShot, call.codec.tag());
     let mut outbox = Outbox::new(call);

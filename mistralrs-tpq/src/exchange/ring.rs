@@ -80,7 +80,7 @@ fn scatter_step(
     let (left, right) = (back(rank, 1, world_size), (rank + 1) % world_size);
     let out = scatter_slice(rank, step, world_size);
     let incoming = scatter_slice(left, step, world_size);
-    let Scratch { sum, own, room, .. } = &mut *run.scratch;
+    let Scratch { sum, own, room } = &mut *run.scratch;
     own.fit(scatter_len(slices, call.dtype, out, step) + FRAME_TRAILER_LEN);
 
     let stage = |codec: &dyn Codec| Expected {
@@ -130,14 +130,14 @@ fn gather_step(run: &mut Run<'_, '_>, slices: &Slices<'_>, step: usize) -> Resul
         kind: FrameKind::RingGather,
         part: step as u32,
     };
-    let Scratch { sum, block, own, room } = &mut *run.scratch;
+    let Scratch { sum, own, room } = &mut *run.scratch;
     // What came in the last step goes on in this one.
     std::mem::swap(own, &mut room.received);
     own.fit(gather.frame_len(out));
 
     let mut outbox = Outbox::new(call);
     outbox.address(right, gather.expected(out), own.len());
-    let mut delivery = Delivery::new(slices, call.dtype, block, run.output);
+    let mut delivery = Delivery::new(slices, call.dtype, run.output);
     if step == 0 {
         let offer = |ready: &[u8], stats: &mut ExchangeStats| outbox.offer(right, ready, stats);
         encode_sum(call, &gather.codec(out), sum, own, RankSet::default(), stats, offer)?;

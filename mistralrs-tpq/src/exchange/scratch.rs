@@ -10,8 +10,6 @@ use crate::wire::FRAME_HEADER_LEN;
 pub(super) struct Scratch {
     /// f32 sums.
     pub(super) sum: Buffer<f32>,
-    /// f32 values of a few rows.
-    pub(super) block: Vec<f32>,
     /// This rank's payloads.
     pub(super) own: Buffer<u8>,
     pub(super) room: Room,

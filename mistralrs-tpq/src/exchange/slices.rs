@@ -1,8 +1,8 @@
 //! A partial sum cut into one slice for each rank: by tokens, or by features when there are fewer tokens than ranks and
 //! the codec can be cut.
 
-use super::accumulate::{add_values, round};
-use crate::codec::{split_bounds, Codec, Dtype, EncodeStats, Split, Values, ValuesMut};
+use super::accumulate::add_values;
+use crate::codec::{split_bounds, Codec, CodecError, Dtype, Dynamic, EncodeStats, Split, Values, ValuesMut};
 
 /// `[tokens, features]` in `ways` slices. A slice is `[rows, width]`, compact wherever it is on its own.
 #[derive(Debug)]
@@ -34,10 +34,6 @@ impl<'a> Slices<'a> {
             tokens,
             ways: 1,
         }
-    }
-
-    pub(super) const fn ways(&self) -> usize {
-        self.ways
     }
 
     /// The codec of rows of slice `index`.
@@ -130,12 +126,27 @@ impl<'a> Slices<'a> {
         });
     }
 
-    /// Rounds rows `start..` of slice `index` to their place in `output`; `rows` holds whole compact rows.
-    pub(super) fn place(&self, index: usize, start: usize, rows: &[f32], output: &mut ValuesMut<'_>) {
-        let width = self.width(index);
-        let count = rows.len().checked_div(width).unwrap_or(0);
-        self.runs(index, start, start + count, |at, compact, len| {
-            round(&rows[compact..compact + len], output, at);
+    /// Decodes rows `start..end` of slice `index`, encoded by `owner`, and rounds them to their place in `output`. Tokens in
+    /// an error count from `start`.
+    pub(super) fn place(
+        &self,
+        index: usize,
+        (start, end): (usize, usize),
+        codec: &Dynamic,
+        owner: usize,
+        payload: &[u8],
+        output: &mut ValuesMut<'_>,
+    ) -> Result<(), CodecError> {
+        let (width, dtype) = (self.width(index).max(1), output.as_values().dtype());
+        let mut outcome = Ok(());
+        self.runs(index, start, end, |at, compact, len| {
+            let (from, to) = (compact / width, (compact + len) / width);
+            let rows = &payload[codec.payload_len(from, dtype)..codec.payload_len(to, dtype)];
+            if outcome.is_ok() {
+                let decoded = codec.decode_rounded(owner, rows, output.slice(at, at + len));
+                outcome = decoded.map_err(|error| error.after_rows(from));
+            }
         });
+        outcome
     }
 }

@@ -27,7 +27,7 @@ fn scatter(run: &mut Run<'_, '_>, slices: &Slices<'_>) -> Result<RankSet, Exchan
     let frame_len = |owner: usize| slices.payload_len(owner, call.dtype) + FRAME_TRAILER_LEN;
     run.scratch
         .prepare(slices.elements(rank), (0..world_size).map(frame_len).sum());
-    let Scratch { sum, own, room, .. } = &mut *run.scratch;
+    let Scratch { sum, own, room } = &mut *run.scratch;
 
     let expected = call.expected(FrameKind::TwoShotScatter, call.codec.tag());
     let mut outbox = Outbox::new(call);
@@ -76,7 +76,7 @@ fn gather(run: &mut Run<'_, '_>, slices: &Slices<'_>, marks: RankSet) -> Result<
         part: 0,
     };
     run.scratch.prepare(slices.elements(rank), gather.frame_len(rank));
-    let Scratch { sum, block, own, room } = &mut *run.scratch;
+    let Scratch { sum, own, room } = &mut *run.scratch;
 
     let mut outbox = Outbox::new(call);
     for peer in peers(rank, world_size) {
@@ -87,7 +87,7 @@ fn gather(run: &mut Run<'_, '_>, slices: &Slices<'_>, marks: RankSet) -> Result<
     })?;
     let own = &own[..];
     let sends = outbox.rests(|_| own);
-    let mut delivery = Delivery::new(slices, call.dtype, block, run.output);
+    let mut delivery = Delivery::new(slices, call.dtype, run.output);
     // Its own slice first, while the others' are on their way.
     gather.place_own(rank, own, &mut delivery, stats)?;
     let incoming = peers(rank, world_size).map(|peer| (peer, peer));

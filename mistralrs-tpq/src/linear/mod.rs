@@ -46,9 +46,6 @@ const PARALLEL: usize = 1 << 18;
 
 /// An element of weights and of rows.
 pub trait Weight: Element + Send + Sync {
-    /// Rounds to nearest even.
-    fn from_f32(value: f32) -> Self;
-
     fn from_f32s(values: Vec<f32>) -> Vec<Self>
     where
         Self: Sized,
@@ -58,20 +55,12 @@ pub trait Weight: Element + Send + Sync {
 }
 
 impl Weight for f32 {
-    fn from_f32(value: f32) -> Self {
-        value
-    }
-
     fn from_f32s(values: Vec<f32>) -> Vec<Self> {
         values
     }
 }
 
-impl Weight for f16 {
-    fn from_f32(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-}
+impl Weight for f16 {}
 
 /// How products are computed. Values come from [`Kernel::scalar`] and [`Kernel::best`] only, so holding one proves that
 /// this processor has its instructions.

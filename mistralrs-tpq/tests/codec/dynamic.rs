@@ -1,7 +1,8 @@
 //! `dynamic`: extremes, groups, scales.
 
-use half::bf16;
-use mistralrs_tpq::codec::{Codec, CodecError, Dtype, Dynamic, EncodeStats, Level};
+use half::{bf16, f16};
+use mistralrs_tpq::codec::{Codec, CodecError, Dtype, Dynamic, EncodeStats, Level, ValuesMut};
+use proptest::prelude::*;
 
 use crate::support::*;
 
@@ -59,5 +60,55 @@ fn a_scale_with_infinite_levels_is_refused() {
                 bits
             })
         );
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_sum_decoded_to_its_dtype_is_the_decoded_sum_rounded_once(site in any_site()) {
+        let (features, len) = (site.features(), site.values.len());
+        let input = Tensor::new(Dtype::F32, &site.values);
+        for codec in [Dynamic::new(features), Dynamic::wide(features)] {
+            let payload = encode(&codec, 0, &input).0;
+            let mut sum = vec![0.0; len];
+            codec.clone().with_level(Level::scalar()).decode_first(0, &payload, Dtype::F32, &mut sum).unwrap();
+            for level in [Level::scalar(), Level::best()] {
+                let codec = codec.clone().with_level(level);
+                let (mut floats, mut brains, mut halves) = (vec![f32::NAN; len], vec![bf16::NAN; len], vec![f16::NAN; len]);
+                codec.decode_rounded(0, &payload, ValuesMut::F32(&mut floats)).unwrap();
+                codec.decode_rounded(0, &payload, ValuesMut::Bf16(&mut brains)).unwrap();
+                codec.decode_rounded(0, &payload, ValuesMut::F16(&mut halves)).unwrap();
+                prop_assert_eq!(bits(&floats), bits(&sum));
+                for (x, (brain, half)) in sum.iter().zip(brains.iter().zip(&halves)) {
+                    prop_assert_eq!(brain.to_bits(), bf16::from_f32(*x).to_bits());
+                    prop_assert_eq!(half.to_bits(), f16::from_f32(*x).to_bits());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bad_scale_is_refused_whatever_is_decoded_to() {
+    for (codec, level) in [(Dynamic::new(70), Level::scalar()), (Dynamic::wide(70), Level::best())] {
+        let codec = codec.with_level(level);
+        let mut payload = vec![0; codec.payload_len(2, Dtype::Bf16)];
+        // The last scale of the second row.
+        let end = payload.len();
+        payload[end - 2..].copy_from_slice(&bf16::INFINITY.to_le_bytes());
+        let mut values = vec![bf16::ZERO; 140];
+        let refused = codec.decode_rounded(3, &payload, ValuesMut::Bf16(&mut values));
+        let (feature, bits) = (64, bf16::INFINITY.to_bits());
+        assert_eq!(
+            refused,
+            Err(CodecError::Content {
+                rank: 3,
+                token: 1,
+                feature,
+                bits
+            })
+        );
+        let refused = codec.decode_rounded(3, &payload[1..], ValuesMut::Bf16(&mut values));
+        assert!(matches!(refused, Err(CodecError::PayloadLength { rank: 3, .. })));
     }
 }

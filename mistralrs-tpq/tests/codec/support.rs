@@ -234,6 +234,18 @@ pub fn assert_same_bits(scalar: &dyn Codec, best: &dyn Codec, rank: usize, input
             }
         })
         .collect();
+    let zeros = vec![0.0; before.len()];
+    for codec in [scalar, best] {
+        let (mut first, mut added) = (before.clone(), zeros.clone());
+        codec.decode_first(rank, &payload, dtype, &mut first).unwrap();
+        scalar.decode_accumulate(rank, &payload, dtype, &mut added).unwrap();
+        assert_eq!(
+            bits(&first),
+            bits(&added),
+            "{} {dtype:?}, as the first term",
+            codec.name()
+        );
+    }
     let (mut one, mut two) = (before.clone(), before);
     scalar.decode_accumulate(rank, &payload, dtype, &mut one).unwrap();
     best.decode_accumulate(rank, &payload, dtype, &mut two).unwrap();

@@ -24,6 +24,7 @@ use self::row::{Coder, Scratch};
 use self::tables::Tables;
 use super::assert_one_row;
 use super::rows::{self, BadRow, Rows};
+use super::simd::Onto;
 use super::values::Element;
 use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Level, Values};
 
@@ -190,8 +191,8 @@ impl Rows for RdEntropy {
     }
 
     /// Two multiplies and one add an element: of level and step, and with the gain.
-    fn decode_row(&self, layout: &&Layout, row: &[u8], sum: &mut [f32]) -> Result<(), BadRow> {
-        let decoded = SCRATCH.with_borrow_mut(|scratch| self.coder(layout).decode(row, scratch, sum));
+    fn decode_row(&self, layout: &&Layout, row: &[u8], onto: Onto, sum: &mut [f32]) -> Result<(), BadRow> {
+        let decoded = SCRATCH.with_borrow_mut(|scratch| self.coder(layout).decode(row, scratch, onto.cleared(sum)));
         decoded.ok_or(BadRow::Stream)
     }
 }
@@ -221,7 +222,7 @@ impl Codec for RdEntropy {
     }
 
     fn decode_accumulate(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError> {
-        rows::decode_accumulate(self, rank, payload, dtype, sum)
+        rows::decode(self, rank, payload, dtype, Onto::Sum, sum)
     }
 
     /// Half a step and the way from a code to its level; an escaped value loses what BF16 loses, and a feature that was zero in

@@ -15,6 +15,7 @@ use std::cell::RefCell;
 use self::layout::{Layout, Planes, SENT};
 use self::scratch::Scratch;
 use super::rows::{self, BadRow, Rows};
+use super::simd::Onto;
 use super::values::Element;
 use super::{assert_one_row, bound};
 use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Level, Values};
@@ -131,8 +132,8 @@ impl Rows for Rd {
     }
 
     /// Two multiplies and one add an element: the step is scaled by the token's gain first.
-    fn decode_row(&self, layout: &&Layout, row: &[u8], sum: &mut [f32]) -> Result<(), BadRow> {
-        Ok(SCRATCH.with_borrow_mut(|scratch| self.level.rd_decode_row(layout, row, scratch, sum))?)
+    fn decode_row(&self, layout: &&Layout, row: &[u8], onto: Onto, sum: &mut [f32]) -> Result<(), BadRow> {
+        Ok(SCRATCH.with_borrow_mut(|scratch| self.level.rd_decode_row(layout, row, scratch, onto.cleared(sum)))?)
     }
 }
 
@@ -161,7 +162,7 @@ impl Codec for Rd {
     }
 
     fn decode_accumulate(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError> {
-        rows::decode_accumulate(self, rank, payload, dtype, sum)
+        rows::decode(self, rank, payload, dtype, Onto::Sum, sum)
     }
 
     /// Inside the levels at most half the widest gap, beyond them the distance to the highest; a feature of 0 bits loses all

@@ -35,6 +35,23 @@ const AT_ONCE: usize = 8;
 const MAX_FINITE: u32 = f32::MAX.to_bits();
 const MAX_BF16: u32 = (bf16::MAX.to_bits() as u32) << 16;
 
+/// What a decoded row is added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Onto {
+    /// Zeros, whatever the room for the sum holds.
+    Zero,
+    Sum,
+}
+
+impl Onto {
+    pub fn cleared(self, sum: &mut [f32]) -> &mut [f32] {
+        if self == Self::Zero {
+            sum.fill(0.0);
+        }
+        sum
+    }
+}
+
 /// An instruction set. Values come from [`Level::scalar`] and [`Level::best`] only, so holding one proves that this
 /// processor has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,13 +119,19 @@ impl Level {
         }
     }
 
-    pub(super) fn paper_decode_row(self, table: &PaperRow<'_>, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+    pub(super) fn paper_decode_row(
+        self,
+        table: &PaperRow<'_>,
+        row: &[u8],
+        onto: Onto,
+        sum: &mut [f32],
+    ) -> Result<(), BadWord> {
         match self.0 {
-            Isa::Scalar => scalar::paper_decode_row(table, row, sum),
+            Isa::Scalar => scalar::paper_decode_row(table, row, onto.cleared(sum)),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(avx2) => avx2.paper_decode_row(table, row, sum),
+            Isa::Avx2(avx2) => avx2.paper_decode_row(table, row, onto, sum),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon(neon) => neon.paper_decode_row(table, row, sum),
+            Isa::Neon(neon) => neon.paper_decode_row(table, row, onto, sum),
         }
     }
 
@@ -122,13 +145,34 @@ impl Level {
         }
     }
 
-    pub(super) fn dynamic_decode_row(self, width: Width, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+    pub(super) fn dynamic_decode_row(
+        self,
+        width: Width,
+        row: &[u8],
+        onto: Onto,
+        sum: &mut [f32],
+    ) -> Result<(), BadWord> {
         match self.0 {
-            Isa::Scalar => scalar::dynamic_decode_row(width, row, sum),
+            Isa::Scalar => scalar::dynamic_decode_row(width, row, onto.cleared(sum)),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(avx2) => avx2.dynamic_decode_row(width, row, sum),
+            Isa::Avx2(avx2) => avx2.dynamic_decode_row(width, row, onto, sum),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon(neon) => neon.dynamic_decode_row(width, row, sum),
+            Isa::Neon(neon) => neon.dynamic_decode_row(width, row, onto, sum),
+        }
+    }
+
+    pub(super) fn dynamic_decode_rounded_row<T: Element>(
+        self,
+        width: Width,
+        row: &[u8],
+        values: &mut [T],
+    ) -> Result<(), BadWord> {
+        match self.0 {
+            Isa::Scalar => scalar::dynamic_decode_rounded_row(width, row, values),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(avx2) => avx2.dynamic_decode_rounded_row(width, row, values),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(neon) => neon.dynamic_decode_rounded_row(width, row, values),
         }
     }
 
@@ -164,14 +208,14 @@ impl Level {
         }
     }
 
-    /// As [`round_to_bf16`](super::round_to_bf16).
-    pub(super) fn round_to_bf16(self, values: &[f32], rounded: &mut [bf16]) {
+    /// Each value to nearest even; both slices have one length.
+    pub(super) fn round<T: Element>(self, values: &[f32], rounded: &mut [T]) {
         match self.0 {
-            Isa::Scalar => scalar::round_to_bf16(values, rounded),
+            Isa::Scalar => scalar::round(values, rounded),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(avx2) => avx2.round_to_bf16(values, rounded),
+            Isa::Avx2(avx2) => avx2.round(values, rounded),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon(neon) => neon.round_to_bf16(values, rounded),
+            Isa::Neon(neon) => neon.round(values, rounded),
         }
     }
 
@@ -218,21 +262,50 @@ impl Level {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
 
     #[test]
-    fn every_level_rounds_to_bf16_as_half_does() {
-        // All upper halves, each with lower halves around a tie.
+    fn every_level_rounds_as_half_does() {
+        // All upper halves, each with lower halves around a tie of BF16 and, with 0x1000 and its like, of F16.
+        let lowers = [0, 1, 0x0fff, 0x1000, 0x1001, 0x3000, 0x7fff, 0x8000, 0x8001, 0xffff];
         let values: Vec<f32> = (0..=u16::MAX)
-            .flat_map(|upper| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|lower| u32::from(upper) << 16 | lower))
+            .flat_map(|upper| lowers.map(|lower| u32::from(upper) << 16 | lower))
             .map(f32::from_bits)
             .collect();
-        let bits = |values: &[bf16]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        let expected: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
         for level in [Level::scalar(), Level::best()] {
-            let mut rounded = vec![bf16::ZERO; values.len()];
-            level.round_to_bf16(&values, &mut rounded);
-            assert_eq!(bits(&rounded), bits(&expected), "{}", level.name());
+            rounds_as(
+                level,
+                &values,
+                |x| u32::from(bf16::from_f32(x).to_bits()),
+                bf16::ZERO,
+                |x| x.to_bits().into(),
+            );
+            rounds_as(
+                level,
+                &values,
+                |x| u32::from(f16::from_f32(x).to_bits()),
+                f16::ZERO,
+                |x| x.to_bits().into(),
+            );
+            rounds_as(level, &values, f32::to_bits, 0.0, f32::to_bits);
+        }
+    }
+
+    fn rounds_as<T: Element>(
+        level: Level,
+        values: &[f32],
+        expected: impl Fn(f32) -> u32,
+        zero: T,
+        bits: impl Fn(T) -> u32,
+    ) {
+        let mut rounded = vec![zero; values.len()];
+        level.round(values, &mut rounded);
+        for (x, rounded) in values.iter().zip(rounded) {
+            let (expected, got) = (expected(*x), bits(rounded));
+            let dtype = T::DTYPE.name();
+            assert_eq!(got, expected, "{}: {:#010x} to {dtype}", level.name(), x.to_bits());
         }
     }
 }

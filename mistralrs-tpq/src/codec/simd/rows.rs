@@ -2,7 +2,7 @@
 
 /// Methods of `$proof`, which only a processor with `$features` has, and their functions. The module in which this is
 /// expanded has the lanes: `load`, `store`, `splat`, `any_magnitude_above`, `max_magnitude`, `min_value`, `positions`,
-/// `clipped_positions`, `total`, `pack`, `narrow`, `codes` and `accumulate`.
+/// `clipped_positions`, `total`, `pack`, `narrow`, `codes`, `products`, `accumulate`, `store_rounded` and `fetch_ahead`.
 ///
 /// A macro and not a trait: the methods of a trait cannot be compiled for a feature.
 macro_rules! rows {
@@ -18,9 +18,20 @@ macro_rules! rows {
                 unsafe { paper_encode_row(table, values, row) }
             }
 
-            pub fn paper_decode_row(self, table: &PaperRow<'_>, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+            pub fn paper_decode_row(
+                self,
+                table: &PaperRow<'_>,
+                row: &[u8],
+                onto: Onto,
+                sum: &mut [f32],
+            ) -> Result<(), BadWord> {
                 // SAFETY: `self` exists only where `new` has found the features.
-                unsafe { paper_decode_row(table, row, sum) }
+                unsafe {
+                    match onto {
+                        Onto::Zero => paper_decode_row::<true>(table, row, sum),
+                        Onto::Sum => paper_decode_row::<false>(table, row, sum),
+                    }
+                }
             }
 
             pub fn dynamic_encode_row<T: Element>(self, width: Width, values: &[T], row: &mut [u8]) -> EncodeStats {
@@ -33,19 +44,42 @@ macro_rules! rows {
                 }
             }
 
-            pub fn dynamic_decode_row(self, width: Width, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+            pub fn dynamic_decode_row(
+                self,
+                width: Width,
+                row: &[u8],
+                onto: Onto,
+                sum: &mut [f32],
+            ) -> Result<(), BadWord> {
                 // SAFETY: `self` exists only where `new` has found the features.
                 unsafe {
-                    match width {
-                        Width::Four => dynamic_decode_row::<BLOCK_BYTES>(width, row, sum),
-                        Width::Eight => dynamic_decode_row::<BLOCK>(width, row, sum),
+                    match (width, onto) {
+                        (Width::Four, Onto::Zero) => dynamic_decode_row::<BLOCK_BYTES, true>(width, row, sum),
+                        (Width::Four, Onto::Sum) => dynamic_decode_row::<BLOCK_BYTES, false>(width, row, sum),
+                        (Width::Eight, Onto::Zero) => dynamic_decode_row::<BLOCK, true>(width, row, sum),
+                        (Width::Eight, Onto::Sum) => dynamic_decode_row::<BLOCK, false>(width, row, sum),
                     }
                 }
             }
 
-            pub fn round_to_bf16(self, values: &[f32], rounded: &mut [bf16]) {
+            pub fn dynamic_decode_rounded_row<T: Element>(
+                self,
+                width: Width,
+                row: &[u8],
+                values: &mut [T],
+            ) -> Result<(), BadWord> {
                 // SAFETY: `self` exists only where `new` has found the features.
-                unsafe { round_to_bf16(values, rounded) }
+                unsafe {
+                    match width {
+                        Width::Four => dynamic_decode_rounded_row::<T, BLOCK_BYTES>(width, row, values),
+                        Width::Eight => dynamic_decode_rounded_row::<T, BLOCK>(width, row, values),
+                    }
+                }
+            }
+
+            pub fn round<T: Element>(self, values: &[f32], rounded: &mut [T]) {
+                // SAFETY: `self` exists only where `new` has found the features.
+                unsafe { round(values, rounded) }
             }
 
             pub fn widen<T: Element>(self, values: &[T], wide: &mut [f32]) {
@@ -92,6 +126,7 @@ macro_rules! rows {
             let mut stats = EncodeStats::default();
             let mut clipped = Counter::default();
             for ((values, inv_steps), codes) in values.iter().zip(inv_steps).zip(plane.as_chunks_mut().0) {
+                fetch_ahead(values);
                 let x = load(values);
                 if any_magnitude_above(&x, MAX_FINITE) {
                     stats += scalar::paper_encode_plane(values, inv_steps, codes);
@@ -109,22 +144,34 @@ macro_rules! rows {
             stats
         }
 
+        /// ONTO_ZERO: as if `sum` were zeros.
         #[target_feature(enable = $features)]
-        fn paper_decode_row(table: &PaperRow<'_>, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+        fn paper_decode_row<const ONTO_ZERO: bool>(
+            table: &PaperRow<'_>,
+            row: &[u8],
+            sum: &mut [f32],
+        ) -> Result<(), BadWord> {
             let slots = table.slots();
             let (plane, outliers) = row.split_at(scalar::plane_len(slots));
-            paper_decode_plane(plane, &table.steps[..slots], &mut sum[..slots]);
+            let (slotted, rest) = sum.split_at_mut(slots);
+            paper_decode_plane::<ONTO_ZERO>(plane, &table.steps[..slots], slotted);
+            if ONTO_ZERO {
+                rest.fill(0.0);
+            }
             scalar::paper_unpatch_row(table, plane, outliers, sum)
         }
 
         #[inline]
         #[target_feature(enable = $features)]
-        fn paper_decode_plane(plane: &[u8], steps: &[f32], sum: &mut [f32]) {
+        fn paper_decode_plane<const ONTO_ZERO: bool>(plane: &[u8], steps: &[f32], sum: &mut [f32]) {
             let (steps, steps_rest) = steps.as_chunks::<BLOCK>();
             let (sum, sum_rest) = sum.as_chunks_mut::<BLOCK>();
             let (plane, plane_rest) = plane.split_at(steps.len() * BLOCK_BYTES);
             for ((bytes, steps), sum) in plane.as_chunks::<BLOCK_BYTES>().0.iter().zip(steps).zip(sum) {
-                accumulate(&codes(bytes), &load(steps), sum);
+                accumulate::<ONTO_ZERO>(&codes(bytes), &load(steps), sum);
+            }
+            if ONTO_ZERO {
+                sum_rest.fill(0.0);
             }
             scalar::accumulate_plane(plane_rest, steps_rest, sum_rest);
         }
@@ -169,6 +216,7 @@ macro_rules! rows {
         ) {
             let mut extremes = [0.0_f32; AT_ONCE];
             for (extreme, values) in extremes.iter_mut().zip(values) {
+                fetch_ahead(values);
                 *extreme = group_extreme(values);
             }
             let sent = extremes.map(|extreme| width.scale(extreme));
@@ -211,7 +259,11 @@ macro_rules! rows {
 
         #[inline]
         #[target_feature(enable = $features)]
-        fn dynamic_decode_row<const CODES: usize>(width: Width, row: &[u8], sum: &mut [f32]) -> Result<(), BadWord> {
+        fn dynamic_decode_row<const CODES: usize, const ONTO_ZERO: bool>(
+            width: Width,
+            row: &[u8],
+            sum: &mut [f32],
+        ) -> Result<(), BadWord> {
             let (plane, scales) = row.split_at(width.codes_len(sum.len()));
             let (groups, rest) = sum.as_chunks_mut::<BLOCK>();
             let (plane, plane_rest) = plane.split_at(groups.len() * CODES);
@@ -219,10 +271,38 @@ macro_rules! rows {
             let (scales, scales_rest) = scales.as_chunks().0.split_at(count);
             let inputs = plane.as_chunks::<CODES>().0.iter().zip(scales);
             for (group, (sum, (bytes, scale))) in groups.iter_mut().zip(inputs).enumerate() {
-                accumulate(&codes(bytes), &splat(width.received_scale(*scale, group)?), sum);
+                accumulate::<ONTO_ZERO>(&codes(bytes), &splat(width.received_scale(*scale, group)?), sum);
+            }
+            if ONTO_ZERO {
+                rest.fill(0.0);
             }
             if let [scale] = scales_rest {
                 scalar::dynamic_decode_group(width, width.received_scale(*scale, count)?, plane_rest, rest);
+            }
+            Ok(())
+        }
+
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn dynamic_decode_rounded_row<T: Element, const CODES: usize>(
+            width: Width,
+            row: &[u8],
+            values: &mut [T],
+        ) -> Result<(), BadWord> {
+            let (plane, scales) = row.split_at(width.codes_len(values.len()));
+            let (groups, rest) = values.as_chunks_mut::<BLOCK>();
+            let (plane, plane_rest) = plane.split_at(groups.len() * CODES);
+            let count = groups.len();
+            let (scales, scales_rest) = scales.as_chunks().0.split_at(count);
+            let inputs = plane.as_chunks::<CODES>().0.iter().zip(scales);
+            for (group, (values, (bytes, scale))) in groups.iter_mut().zip(inputs).enumerate() {
+                fetch_ahead(values);
+                let scale = splat(width.received_scale(*scale, group)?);
+                store_rounded(&products(&codes(bytes), &scale), values);
+            }
+            if let [scale] = scales_rest {
+                let scale = width.received_scale(*scale, count)?;
+                scalar::dynamic_decode_rounded_group(width, scale, plane_rest, rest);
             }
             Ok(())
         }
@@ -242,12 +322,19 @@ macro_rules! rows {
             }
         }
 
-        // ---- loops of the specification, compiled for these features ----
-
+        #[inline]
         #[target_feature(enable = $features)]
-        fn round_to_bf16(values: &[f32], rounded: &mut [bf16]) {
-            scalar::round_to_bf16(values, rounded);
+        fn round<T: Element>(values: &[f32], rounded: &mut [T]) {
+            let (blocks, rest) = values.as_chunks::<BLOCK>();
+            let (rounded_blocks, rounded_rest) = rounded.as_chunks_mut::<BLOCK>();
+            for (rounded, block) in rounded_blocks.iter_mut().zip(blocks) {
+                fetch_ahead(rounded);
+                store_rounded(&load(block), rounded);
+            }
+            scalar::round(rest, rounded_rest);
         }
+
+        // ---- loops of the specification, compiled for these features ----
 
         #[target_feature(enable = $features)]
         fn gain(values: &[f32]) -> bf16 {

@@ -9,7 +9,7 @@ use half::bf16;
 mod rd;
 
 use super::rows::rows;
-use super::{AT_ONCE, BLOCK, BLOCK_BYTES, MAX_BF16, MAX_FINITE};
+use super::{Onto, AT_ONCE, BLOCK, BLOCK_BYTES, MAX_BF16, MAX_FINITE};
 use crate::codec::entropy::layout;
 use crate::codec::rd::row;
 use crate::codec::scalar::{self, BadWord, PaperRow, Width, BIAS};
@@ -33,6 +33,7 @@ type Lanes = [__m256; 4];
 /// How far ahead sums are fetched. The processor's own prefetcher stops at the end of a page: 8 Mi sums in memory took a quarter
 /// longer without, and 512 bytes ahead gained half of that.
 const AHEAD_BYTES: usize = 2048;
+const LINE_BYTES: usize = 64;
 
 /// Counts by lane.
 struct Counter(__m256i);
@@ -231,14 +232,25 @@ fn codes<const CODES: usize>(bytes: &[u8; CODES]) -> [__m128i; 4] {
     [first, _mm_srli_si128::<8>(first), second, _mm_srli_si128::<8>(second)]
 }
 
-/// `sum[j] += code j * steps[j]` for 32 codes.
+/// `0 + code j * steps[j]` for 32 codes: a zero is never negative, as in a sum that starts from zero.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-#[allow(unused_unsafe, reason = "newer compilers know that a prefetch is safe")]
-fn accumulate(codes: &[__m128i; 4], steps: &Lanes, sum: &mut [f32; BLOCK]) {
-    for line in sum.as_chunks::<16>().0 {
-        // SAFETY: a prefetch may name any address; where nothing is mapped it does nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_byte_add(AHEAD_BYTES).cast()) };
+fn products(codes: &[__m128i; 4], steps: &Lanes) -> Lanes {
+    let mut x = [_mm256_setzero_ps(); 4];
+    for ((x, codes), step) in x.iter_mut().zip(codes).zip(steps) {
+        let codes = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(*codes));
+        *x = _mm256_add_ps(*x, _mm256_mul_ps(codes, *step));
+    }
+    x
+}
+
+/// `sum[j] += code j * steps[j]` for 32 codes; ONTO_ZERO: as if `sum` were zeros.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn accumulate<const ONTO_ZERO: bool>(codes: &[__m128i; 4], steps: &Lanes, sum: &mut [f32; BLOCK]) {
+    fetch_ahead(sum);
+    if ONTO_ZERO {
+        return store(&products(codes, steps), sum);
     }
     for ((codes, step), sum) in codes.iter().zip(steps).zip(sum.as_chunks_mut::<8>().0) {
         let codes = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(*codes));
@@ -246,4 +258,61 @@ fn accumulate(codes: &[__m128i; 4], steps: &Lanes, sum: &mut [f32; BLOCK]) {
         // SAFETY: `sum` points to 8 f32; load and store need no alignment.
         unsafe { _mm256_storeu_ps(sum, _mm256_add_ps(_mm256_loadu_ps(sum), _mm256_mul_ps(codes, *step))) };
     }
+}
+
+/// Asks for what lies `AHEAD_BYTES` after `block`.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+#[allow(unused_unsafe, reason = "newer compilers know that a prefetch is safe")]
+fn fetch_ahead<T>(block: &[T; BLOCK]) {
+    let ahead = block.as_ptr().wrapping_byte_add(AHEAD_BYTES).cast::<i8>();
+    for line in 0..size_of_val(block) / LINE_BYTES {
+        // SAFETY: a prefetch may name any address; where nothing is mapped it does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_byte_add(line * LINE_BYTES)) };
+    }
+}
+
+/// 32 values to nearest even, in order, as [`scalar::round`].
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn store_rounded<T: Element>(x: &Lanes, to: &mut [T; BLOCK]) {
+    const { assert!(size_of::<T>() == T::DTYPE.size()) };
+    let to = to.as_mut_ptr().cast::<u8>();
+    let sixteens = x.as_chunks::<2>().0.iter().enumerate();
+    for (at, [low, high]) in sixteens {
+        // SAFETY: the two halves of `to`, each 16 elements of a size that the assertion ties to the dtype: 64 bytes in
+        // the first arm, 32 in the others. The stores need no alignment.
+        unsafe {
+            let to = to.add(at * 16 * T::DTYPE.size());
+            match T::DTYPE {
+                Dtype::F32 => {
+                    _mm256_storeu_ps(to.cast(), *low);
+                    _mm256_storeu_ps(to.add(32).cast(), *high);
+                }
+                Dtype::Bf16 => {
+                    // Packing works within 128-bit halves.
+                    let mixed = _mm256_packus_epi32(nearest_bf16(*low), nearest_bf16(*high));
+                    _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(mixed));
+                }
+                Dtype::F16 => {
+                    _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(*low));
+                    _mm_storeu_si128(to.add(16).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(*high));
+                }
+            }
+        }
+    }
+}
+
+/// The bits of [`scalar::nearest_bf16`], each in the lower half of 32.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn nearest_bf16(x: __m256) -> __m256i {
+    let bits = _mm256_castps_si256(x);
+    let upper = _mm256_srli_epi32::<16>(bits);
+    let odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+    let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    let nearest = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half));
+    let nan = _mm256_or_si256(upper, _mm256_set1_epi32(0x0040));
+    let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+    _mm256_blendv_epi8(nearest, nan, is_nan)
 }

@@ -9,7 +9,7 @@ use half::bf16;
 mod rd;
 
 use super::rows::rows;
-use super::{AT_ONCE, BLOCK, BLOCK_BYTES, MAX_BF16, MAX_FINITE};
+use super::{Onto, AT_ONCE, BLOCK, BLOCK_BYTES, MAX_BF16, MAX_FINITE};
 use crate::codec::entropy::layout;
 use crate::codec::rd::row;
 use crate::codec::scalar::{self, BadWord, PaperRow, Width, BIAS};
@@ -187,25 +187,85 @@ fn codes<const CODES: usize>(bytes: &[u8; CODES]) -> [int8x16_t; 2] {
     [code(vzip1q_u8(low, high)), code(vzip2q_u8(low, high))]
 }
 
-/// `sum[j] += code j * steps[j]` for 32 codes.
+/// `0 + code j * steps[j]` for 32 codes: a zero is never negative, as in a sum that starts from zero.
 #[inline]
 #[target_feature(enable = "neon")]
-fn accumulate(codes: &[int8x16_t; 2], steps: &Lanes, sum: &mut [f32; BLOCK]) {
+fn products(codes: &[int8x16_t; 2], steps: &Lanes) -> Lanes {
+    let mut x = splat(0.0);
+    for ((x, codes), step) in x.iter_mut().zip(as_floats(codes)).zip(steps) {
+        *x = vaddq_f32(*x, vmulq_f32(codes, *step));
+    }
+    x
+}
+
+/// `sum[j] += code j * steps[j]` for 32 codes; ONTO_ZERO: as if `sum` were zeros.
+#[inline]
+#[target_feature(enable = "neon")]
+fn accumulate<const ONTO_ZERO: bool>(codes: &[int8x16_t; 2], steps: &Lanes, sum: &mut [f32; BLOCK]) {
+    if ONTO_ZERO {
+        return store(&products(codes, steps), sum);
+    }
+    let terms = sum.as_chunks_mut::<4>().0.iter_mut().zip(as_floats(codes));
+    for ((sum, codes), step) in terms.zip(steps) {
+        let sum = sum.as_mut_ptr();
+        // SAFETY: `sum` points to 4 f32.
+        unsafe { vst1q_f32(sum, vaddq_f32(vld1q_f32(sum), vmulq_f32(codes, *step))) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn as_floats(codes: &[int8x16_t; 2]) -> Lanes {
     let halves = [
         vmovl_s8(vget_low_s8(codes[0])),
         vmovl_s8(vget_high_s8(codes[0])),
         vmovl_s8(vget_low_s8(codes[1])),
         vmovl_s8(vget_high_s8(codes[1])),
     ];
-    for (at, (sum, step)) in sum.as_chunks_mut::<4>().0.iter_mut().zip(steps).enumerate() {
-        let eight = halves[at / 2];
-        let four = match at % 2 {
-            0 => vget_low_s16(eight),
-            _ => vget_high_s16(eight),
-        };
-        let codes = vcvtq_f32_s32(vmovl_s16(four));
-        let sum = sum.as_mut_ptr();
-        // SAFETY: `sum` points to 4 f32.
-        unsafe { vst1q_f32(sum, vaddq_f32(vld1q_f32(sum), vmulq_f32(codes, *step))) };
+    let mut floats = splat(0.0);
+    for (floats, eight) in floats.as_chunks_mut::<2>().0.iter_mut().zip(halves) {
+        *floats = [
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(eight))),
+            vcvtq_f32_s32(vmovl_s16(vget_high_s16(eight))),
+        ];
     }
+    floats
+}
+
+/// Nothing: a prefetch needs an intrinsic that Rust has not made stable.
+#[inline]
+#[target_feature(enable = "neon")]
+fn fetch_ahead<T>(_block: &[T; BLOCK]) {}
+
+/// 32 values to nearest even, in order, as [`scalar::round`].
+#[inline]
+#[target_feature(enable = "neon")]
+fn store_rounded<T: Element>(x: &Lanes, to: &mut [T; BLOCK]) {
+    const { assert!(size_of::<T>() == T::DTYPE.size()) };
+    for (x, to) in x.iter().zip(to.as_chunks_mut::<4>().0) {
+        match T::DTYPE {
+            // SAFETY: four elements, of a size that the assertion ties to the dtype: 16 bytes.
+            Dtype::F32 => unsafe { vst1q_f32(to.as_mut_ptr().cast(), *x) },
+            // SAFETY: as above: 8 bytes.
+            Dtype::Bf16 => unsafe { vst1_u16(to.as_mut_ptr().cast(), nearest_bf16(*x)) },
+            // As `load`.
+            Dtype::F16 => {
+                let mut floats = [0.0; 4];
+                // SAFETY: 16 bytes.
+                unsafe { vst1q_f32(floats.as_mut_ptr(), *x) };
+                *to = floats.map(T::from_f32);
+            }
+        }
+    }
+}
+
+/// The bits of [`scalar::nearest_bf16`].
+#[inline]
+#[target_feature(enable = "neon")]
+fn nearest_bf16(x: float32x4_t) -> uint16x4_t {
+    let bits = vreinterpretq_u32_f32(x);
+    let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+    let nearest = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    let nan = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
+    vshrn_n_u32::<16>(vbslq_u32(vceqq_f32(x, x), nearest, nan))
 }
