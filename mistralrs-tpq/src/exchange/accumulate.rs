@@ -1,7 +1,6 @@
 //! Adding raw values in f32, and rounding a finished sum once to its dtype.
 
 use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 
 use crate::codec::{round_to_bf16, Dtype, Values, ValuesMut};
 
@@ -35,22 +34,6 @@ pub(super) fn round(sum: &[f32], output: &mut ValuesMut<'_>, start: usize) {
     }
 }
 
-/// Adds raw little-endian elements of `dtype`, `sum.len()` of them.
-pub(super) fn add_raw(bytes: &[u8], dtype: Dtype, sum: &mut [f32]) {
-    match dtype {
-        Dtype::F32 => add(bytes, sum, f32::from_le_bytes),
-        Dtype::Bf16 => add(bytes, sum, |b| bf16::from_le_bytes(b).to_f32()),
-        Dtype::F16 => add(bytes, sum, |b| f16::from_le_bytes(b).to_f32()),
-    }
-}
-
-fn add<const N: usize>(bytes: &[u8], sum: &mut [f32], value: impl Fn([u8; N]) -> f32) {
-    // Received payloads start at any byte, so elements are read as bytes and not by a cast.
-    for (sum, bytes) in sum.iter_mut().zip(bytes.as_chunks::<N>().0) {
-        *sum += value(*bytes);
-    }
-}
-
 /// Adds `values` to `sum`, exactly.
 pub(super) fn add_values(values: Values<'_>, sum: &mut [f32]) {
     match values {
@@ -68,9 +51,16 @@ pub(super) fn add_values(values: Values<'_>, sum: &mut [f32]) {
 pub(super) fn count_nonfinite(values: Values<'_>) -> u64 {
     match values {
         Values::F32(v) => v.iter().map(|x| u64::from(!x.is_finite())).sum(),
-        Values::Bf16(v) => v.iter().map(|x| u64::from(x.to_bits() & 0x7F80 == 0x7F80)).sum(),
-        Values::F16(v) => v.iter().map(|x| u64::from(x.to_bits() & 0x7C00 == 0x7C00)).sum(),
+        Values::Bf16(v) => count_16(v, |x| x.to_bits() & 0x7F80 == 0x7F80),
+        Values::F16(v) => count_16(v, |x| x.to_bits() & 0x7C00 == 0x7C00),
     }
+}
+
+/// With counters as narrow as the elements, in blocks that cannot overflow them: vectors of 16 bits. Nothing is sent before
+/// a raw message has been looked through.
+fn count_16<T>(values: &[T], nonfinite: impl Fn(&T) -> bool) -> u64 {
+    let of_block = |block: &[T]| block.iter().map(|x| u16::from(nonfinite(x))).sum::<u16>();
+    values.chunks(4 << 10).map(|block| u64::from(of_block(block))).sum()
 }
 
 pub(super) fn as_bytes(values: Values<'_>) -> &[u8] {

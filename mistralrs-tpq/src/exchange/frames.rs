@@ -226,12 +226,14 @@ fn marks(call: &Call<'_>, from: usize, trailer: &[u8]) -> Result<RankSet, Exchan
 }
 
 /// As [`transfer`], of raw payloads with every peer: `payload(peer)` to each, `recvs` filled.
+#[allow(clippy::too_many_arguments, reason = "those of `transfer`")]
 pub(super) fn exchange<'a>(
     call: &Call<'_>,
     kind: FrameKind,
     nonfinite: bool,
     payload: impl Fn(usize) -> &'a [u8],
     recvs: &mut [RecvOp<'_>],
+    on_payload: &mut OnPayload<'_>,
     stats: &mut ExchangeStats,
 ) -> Result<RankSet, ExchangeError> {
     let expected = call.expected(kind, call.codec.tag());
@@ -241,14 +243,7 @@ pub(super) fn exchange<'a>(
         outbox.address_marked(peer, expected, nonfinite, payload(peer).len());
     }
     let sends = outbox.rests(|peer| payload(peer));
-    let mut found = transfer(
-        call,
-        &sends[..world_size - 1],
-        recvs,
-        |_| expected,
-        &mut |_, _, _| Ok(()),
-        stats,
-    )?;
+    let mut found = transfer(call, &sends[..world_size - 1], recvs, |_| expected, on_payload, stats)?;
     if nonfinite {
         found.insert(rank);
     }

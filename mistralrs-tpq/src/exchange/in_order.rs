@@ -1,5 +1,6 @@
 //! Sums of payloads, decoded while they arrive, and still in a fixed order for each element.
 
+use super::accumulate::round;
 use super::slices::Slices;
 use crate::codec::{Codec, CodecError, Dtype, Dynamic, ValuesMut};
 use crate::transport::MAX_RANKS;
@@ -51,6 +52,7 @@ pub(super) struct InOrder<'a> {
     /// `[rows, width]`. Not cleared before: the first term is written, not added.
     sum: &'a mut [f32],
     done: [usize; MAX_RANKS],
+    rounded: usize,
 }
 
 impl<'a> InOrder<'a> {
@@ -63,6 +65,7 @@ impl<'a> InOrder<'a> {
             dtype,
             sum,
             done: [0; MAX_RANKS],
+            rounded: 0,
         }
     }
 
@@ -105,14 +108,14 @@ impl<'a> InOrder<'a> {
         Ok(())
     }
 
-    /// Rows that all terms are in.
-    pub(super) fn done(&self) -> usize {
-        self.terms.len().checked_sub(1).map_or(0, |last| self.done[last])
-    }
-
-    /// The sum so far; meaningful up to [`InOrder::done`].
-    pub(super) fn sum(&self) -> &[f32] {
-        self.sum
+    /// Rounds rows that all terms are in, and that it has not rounded before, to `output`, while they are in the cache.
+    pub(super) fn round_to(&mut self, output: &mut ValuesMut<'_>) {
+        let done = self.terms.len().checked_sub(1).map_or(0, |last| self.done[last]);
+        let (start, end) = (self.rounded * self.width, done * self.width);
+        if end > start {
+            round(&self.sum[start..end], output, start);
+            self.rounded = done;
+        }
     }
 
     fn step_own(&mut self, available: usize) -> Result<bool, BadPayload> {

@@ -5,26 +5,23 @@
 
 use std::time::Instant;
 
-use super::accumulate::{add_raw, as_bytes, as_bytes_mut, count_nonfinite, round};
-use super::frames::{exchange, peers};
-use super::scratch::{received_from, recv_ops, recv_ops_into, Scratch};
+use super::accumulate::{as_bytes, as_bytes_mut, count_nonfinite};
+use super::frames::exchange;
+use super::in_order::{InOrder, Term};
+use super::scratch::{received_from, recv_ops, recv_ops_into, Room, Scratch};
 use super::{Call, ExchangeError, ExchangeStats, RankSet, Run};
-use crate::codec::{Values, ValuesMut};
-use crate::transport::RecvOp;
+use crate::codec::{NoCodec, Values, ValuesMut};
 use crate::wire::FrameKind;
 
 /// Every rank sends everything to every other and adds all of it: one round trip.
 pub(super) fn one_shot(run: &mut Run<'_, '_>) -> Result<RankSet, ExchangeError> {
     let (call, input, stats) = (&run.call, run.input, &mut *run.stats);
-    let (rank, world_size) = call.place();
     let own = as_bytes(input);
     run.scratch.prepare(input.len(), 0);
     let Scratch { sum, room, .. } = &mut *run.scratch;
     let bad = scan(input, stats);
-    let (mut ops, count) = recv_ops(peers(rank, world_size).map(|peer| (peer, own.len())), room);
-    let nonfinite = exchange(call, FrameKind::Lossless, bad, |_| own, &mut ops[..count], stats)?;
-    add_all(call, own, &ops[..count], sum, run.output, 0, stats);
-    Ok(nonfinite)
+    let output = run.output.reborrow();
+    add_up(call, FrameKind::Lossless, bad, |_| own, sum, room, output, stats)
 }
 
 /// Reduce-scatter, then all-gather: each rank adds one slice of the elements and sends the sum to the others.
@@ -43,10 +40,8 @@ pub(super) fn two_shot(run: &mut Run<'_, '_>) -> Result<RankSet, ExchangeError> 
     run.scratch.prepare(end_mine - start_mine, slice_len);
     let Scratch { sum, own, room } = &mut *run.scratch;
     let bad = scan(input, stats);
-    let (mut ops, count) = recv_ops(peers(rank, world_size).map(|peer| (peer, slice_len)), room);
-    let recvs = &mut ops[..count];
-    let nonfinite = exchange(call, FrameKind::LosslessScatter, bad, slice_for, recvs, stats)?;
-    add_all(call, slice_for(rank), recvs, sum, run.output, start_mine, stats);
+    let mine = run.output.slice(start_mine, end_mine);
+    let nonfinite = add_up(call, FrameKind::LosslessScatter, bad, slice_for, sum, room, mine, stats)?;
 
     let rest = as_bytes_mut(run.output);
     own.copy_from_slice(&rest[start_mine * size..end_mine * size]);
@@ -57,32 +52,56 @@ pub(super) fn two_shot(run: &mut Run<'_, '_>) -> Result<RankSet, ExchangeError> 
         Some((owner, slice))
     });
     let (mut ops, count) = recv_ops_into(slices.filter(|(owner, _)| *owner != rank), room);
-    exchange(call, FrameKind::LosslessGather, bad, |_| own, &mut ops[..count], stats)?;
+    let recvs = &mut ops[..count];
+    exchange(
+        call,
+        FrameKind::LosslessGather,
+        bad,
+        |_| own,
+        recvs,
+        &mut |_, _, _| Ok(()),
+        stats,
+    )?;
     Ok(nonfinite)
 }
 
-/// Adds up what came and `own`, in rank order, and rounds it to elements `start..` of `output`.
-fn add_all(
+/// Sends `payload(peer)` to each peer, and adds up `payload` of this rank and as many elements from each peer, in rank order
+/// and while they arrive, rounded to `output`.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the parts of a run, which its caller has borrowed one by one"
+)]
+fn add_up<'a>(
     call: &Call<'_>,
-    own: &[u8],
-    ops: &[RecvOp<'_>],
+    kind: FrameKind,
+    nonfinite: bool,
+    payload: impl Fn(usize) -> &'a [u8],
     sum: &mut [f32],
-    output: &mut ValuesMut<'_>,
-    start: usize,
+    room: &mut Room,
+    mut output: ValuesMut<'_>,
     stats: &mut ExchangeStats,
-) {
-    let began = Instant::now();
+) -> Result<RankSet, ExchangeError> {
     let (rank, world_size) = call.place();
-    sum.fill(0.0);
-    for from in 0..world_size {
-        let bytes = match from == rank {
-            true => own,
-            false => received_from(ops, from),
-        };
-        add_raw(bytes, call.dtype, sum);
-    }
-    round(sum, output, start);
-    stats.decode += began.elapsed();
+    let raw = NoCodec::new(1);
+    let terms = Term::of_all(&raw, rank, payload(rank));
+    let elements = sum.len();
+    let mut adding = InOrder::new(&terms[..world_size], elements, 1, call.dtype, sum);
+    let (mut ops, count) = recv_ops(adding.incoming(), room);
+    let recvs = &mut ops[..count];
+    let mut on_payload = |from: usize, bytes: &[u8], complete: bool| {
+        let added = adding.arrived(from, bytes, complete);
+        added.map_err(|bad| call.bad_payload(bad))?;
+        adding.round_to(&mut output);
+        Ok(())
+    };
+    let found = exchange(call, kind, nonfinite, payload, recvs, &mut on_payload, stats)?;
+
+    let start = Instant::now();
+    let rest = adding.finish(|from| received_from(recvs, from));
+    rest.map_err(|bad| call.give_up(bad))?;
+    adding.round_to(&mut output);
+    stats.decode += start.elapsed();
+    Ok(found)
 }
 
 /// The elements that `owner` adds up: as even as can be, empty when there are fewer elements than ranks.

@@ -1,7 +1,6 @@
 //! All-gather of payloads (arXiv 2411.07942, section 3): every rank sends its encoded partial sum to every other, and
 //! adds all N of them, its own included.
 
-use super::accumulate::round;
 use super::frames::{peers, Outbox};
 use super::in_order::{InOrder, Term};
 use super::scratch::Scratch;
@@ -9,7 +8,6 @@ use super::slices::Slices;
 use super::stage::add_up;
 use super::stream::encode_slice;
 use super::{ExchangeError, RankSet, Run};
-use crate::codec::ValuesMut;
 use crate::wire::{FrameKind, FRAME_TRAILER_LEN};
 
 pub(super) fn run(run: &mut Run<'_, '_>) -> Result<RankSet, ExchangeError> {
@@ -34,7 +32,6 @@ pub(super) fn run(run: &mut Run<'_, '_>) -> Result<RankSet, ExchangeError> {
     let features = call.codec.features();
     let mut adding = InOrder::new(&terms[..world_size], call.tokens as usize, features, call.dtype, sum);
     let sends = outbox.rests(|_| own);
-    let mut rounded = 0;
     let output = &mut *run.output;
     let found = add_up(
         call,
@@ -44,17 +41,8 @@ pub(super) fn run(run: &mut Run<'_, '_>) -> Result<RankSet, ExchangeError> {
         room,
         run.stats,
         |adding| {
-            round_rows(adding, features, &mut rounded, output);
+            adding.round_to(output);
         },
     )?;
     Ok(found.with(marks))
-}
-
-/// Rounds what has been finished since the last call, while it is in the cache.
-fn round_rows(adding: &InOrder<'_>, features: usize, rounded: &mut usize, output: &mut ValuesMut<'_>) {
-    let (start, end) = (*rounded * features, adding.done() * features);
-    if end > start {
-        round(&adding.sum()[start..end], output, start);
-        *rounded = adding.done();
-    }
 }

@@ -20,7 +20,7 @@ pub(super) fn add_up(
     adding: &mut InOrder<'_>,
     room: &mut Room,
     stats: &mut ExchangeStats,
-    mut on_rows: impl FnMut(&InOrder<'_>),
+    mut on_rows: impl FnMut(&mut InOrder<'_>),
 ) -> Result<RankSet, ExchangeError> {
     let frames = adding.incoming().map(|(from, len)| (from, len + FRAME_TRAILER_LEN));
     let (mut ops, count) = recv_ops(frames, room);
