@@ -256,7 +256,7 @@ pub(super) fn peers(rank: usize, world_size: usize) -> impl Iterator<Item = usiz
 }
 
 /// All ranks but this one, each rank from another start: all sending to rank 0 first would leave the others' links idle.
-pub(super) fn peers_from(rank: usize, world_size: usize) -> impl Iterator<Item = usize> {
+pub(super) fn peers_from(rank: usize, world_size: usize) -> impl Iterator<Item = usize> + Clone {
     (1..world_size).map(move |distance| (rank + distance) % world_size)
 }
 

@@ -5,11 +5,15 @@ use std::time::Instant;
 use super::slices::Slices;
 use super::{Call, ExchangeError, ExchangeStats, RankSet};
 use crate::codec::{Codec, EncodeStats, Values};
+use crate::transport::MAX_RANKS;
 use crate::wire::FRAME_TRAILER_LEN;
 
 /// Payloads from here on are offered to the transport piece by piece. A smaller one is encoded in less time than the
 /// extra system calls take.
 const STREAM_BYTES: usize = 128 << 10;
+
+/// Of a payload to one of several receivers, before it is the next one's turn: half a millisecond of a link of 1 Gbit/s.
+const TURN_BYTES: usize = 64 << 10;
 
 /// Encodes slice `index` of this rank's input and its trailer into `frame`, and calls `offer` with the bytes that are
 /// final, now and then. Returns this rank when the slice has NaN or infinity.
@@ -26,14 +30,51 @@ pub(super) fn encode_slice(
     let row_len = slices.codec(index).payload_len(1, call.dtype);
     let encode = |rows, payload: &mut [u8]| slices.encode(index, rows, rank, input, payload);
     let seen = stream(slices.rows(index), row_len, frame, stats, encode, offer)?;
-    stats.clipped += seen.clipped;
-    stats.nonfinite += seen.nonfinite;
-    let mut marks = RankSet::default();
-    if seen.nonfinite > 0 {
-        marks.insert(rank);
-    }
+    let marks = marked(rank, seen, stats);
     seal(frame, marks);
     Ok(marks)
+}
+
+/// As [`encode_slice`], of the slices of all `owners` into `frames[owner]`, a piece of each in turn: their receivers add up in
+/// rank order, so each gets on only with the last of its senders. Returns this rank when any slice has NaN or infinity.
+pub(super) fn encode_slices(
+    call: &Call<'_>,
+    slices: &Slices<'_>,
+    owners: impl Iterator<Item = usize> + Clone,
+    input: Values<'_>,
+    frames: &mut [&mut [u8]],
+    stats: &mut ExchangeStats,
+    mut offer: impl FnMut(usize, &[u8], &mut ExchangeStats) -> Result<(), ExchangeError>,
+) -> Result<RankSet, ExchangeError> {
+    let rank = call.transport.rank();
+    let mut pieces = [Pieces::default(); MAX_RANKS];
+    for owner in owners.clone() {
+        let row_len = slices.codec(owner).payload_len(1, call.dtype);
+        pieces[owner] = Pieces::new(slices.rows(owner), row_len, TURN_BYTES);
+    }
+    let mut all = RankSet::default();
+    let mut open = true;
+    while open {
+        open = false;
+        for owner in owners.clone() {
+            let (pieces, frame) = (&mut pieces[owner], &mut *frames[owner]);
+            if pieces.sealed {
+                continue;
+            }
+            let encode = |rows, payload: &mut [u8]| slices.encode(owner, rows, rank, input, payload);
+            let mut ready = pieces.encode(frame, stats, encode);
+            if pieces.row >= pieces.rows {
+                let marks = marked(rank, pieces.seen, stats);
+                all = all.with(marks);
+                seal(frame, marks);
+                pieces.sealed = true;
+                ready = frame.len();
+            }
+            open |= !pieces.sealed;
+            offer(owner, &frame[..ready], stats)?;
+        }
+    }
+    Ok(all)
 }
 
 /// As [`encode_slice`], of sums: whole rows of `codec`.
@@ -68,24 +109,66 @@ fn stream(
     mut offer: impl FnMut(&[u8], &mut ExchangeStats) -> Result<(), ExchangeError>,
 ) -> Result<EncodeStats, ExchangeError> {
     let in_pieces = frame.len() - FRAME_TRAILER_LEN >= STREAM_BYTES;
-    let step = if in_pieces {
-        (STREAM_BYTES / row_len.max(1)).max(1)
-    } else {
-        rows
-    };
-    let mut seen = EncodeStats::default();
-    let mut row = 0;
-    while row < rows {
-        let start = Instant::now();
-        let end = (row + step).min(rows);
-        seen += encode((row, end), &mut frame[row * row_len..end * row_len]);
-        stats.encode += start.elapsed();
-        row = end;
+    let piece_len = if in_pieces { STREAM_BYTES } else { frame.len() };
+    let mut pieces = Pieces::new(rows, row_len, piece_len);
+    while pieces.row < rows {
+        let ready = pieces.encode(frame, stats, &encode);
         if in_pieces {
-            offer(&frame[..end * row_len], stats)?;
+            offer(&frame[..ready], stats)?;
         }
     }
-    Ok(seen)
+    Ok(pieces.seen)
+}
+
+/// A payload that is encoded some rows at a time.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pieces {
+    rows: usize,
+    row_len: usize,
+    /// Rows of a piece, at least one.
+    step: usize,
+    /// Rows that are encoded.
+    row: usize,
+    seen: EncodeStats,
+    sealed: bool,
+}
+
+impl Pieces {
+    fn new(rows: usize, row_len: usize, piece_len: usize) -> Self {
+        Self {
+            rows,
+            row_len,
+            step: piece_len.checked_div(row_len).unwrap_or(rows).max(1),
+            ..Self::default()
+        }
+    }
+
+    /// Encodes one more piece of `frame`; returns how many of its bytes are final.
+    fn encode(
+        &mut self,
+        frame: &mut [u8],
+        stats: &mut ExchangeStats,
+        encode: impl Fn((usize, usize), &mut [u8]) -> EncodeStats,
+    ) -> usize {
+        let start = Instant::now();
+        let end = (self.row + self.step).min(self.rows);
+        let bytes = self.row * self.row_len..end * self.row_len;
+        self.seen += encode((self.row, end), &mut frame[bytes.clone()]);
+        self.row = end;
+        stats.encode += start.elapsed();
+        bytes.end
+    }
+}
+
+/// Counts what encoding saw; this rank when it saw NaN or infinity.
+fn marked(rank: usize, seen: EncodeStats, stats: &mut ExchangeStats) -> RankSet {
+    stats.clipped += seen.clipped;
+    stats.nonfinite += seen.nonfinite;
+    let mut marks = RankSet::default();
+    if seen.nonfinite > 0 {
+        marks.insert(rank);
+    }
+    marks
 }
 
 /// Writes the trailer of a frame.

@@ -6,7 +6,7 @@ use super::in_order::{Delivery, InOrder, Term};
 use super::scratch::Scratch;
 use super::slices::Slices;
 use super::stage::{add_up, Gather};
-use super::stream::{encode_slice, encode_sum};
+use super::stream::{encode_slices, encode_sum};
 use super::{ExchangeError, RankSet, Run};
 use crate::transport::MAX_RANKS;
 use crate::wire::{FrameKind, FRAME_TRAILER_LEN};
@@ -31,23 +31,28 @@ fn scatter(run: &mut Run<'_, '_>, slices: &Slices<'_>) -> Result<RankSet, Exchan
 
     let expected = call.expected(FrameKind::TwoShotScatter, call.codec.tag());
     let mut outbox = Outbox::new(call);
-    let mut frames: [&[u8]; MAX_RANKS] = [&[]; MAX_RANKS];
+    let mut frames: [&mut [u8]; MAX_RANKS] = std::array::from_fn(|_| &mut [][..]);
     let mut rest = &mut own[..];
-    let mut marks = RankSet::default();
-    for owner in peers_from(rank, world_size).chain([rank]) {
+    let owners = peers_from(rank, world_size).chain([rank]);
+    for owner in owners.clone() {
         let (frame, tail) = std::mem::take(&mut rest).split_at_mut(frame_len(owner));
         rest = tail;
         outbox.address(owner, expected, frame.len());
-        let seen = encode_slice(call, slices, owner, run.input, frame, stats, |ready, stats| {
-            // Only the first of the turns that `rests` takes.
-            if owner != (rank + 1) % world_size {
-                return Ok(());
-            }
-            outbox.offer(owner, ready, stats)
-        })?;
-        marks = marks.with(seen);
         frames[owner] = frame;
     }
+    let marks = encode_slices(
+        call,
+        slices,
+        owners,
+        run.input,
+        &mut frames,
+        stats,
+        |owner, ready, stats| match owner == rank {
+            true => Ok(()),
+            false => outbox.offer(owner, ready, stats),
+        },
+    )?;
+    let frames = frames.map(|frame| &*frame);
 
     let terms = Term::of_all(slices.codec(rank), rank, &frames[rank][..body_len]);
     let (rows, width) = (slices.rows(rank), slices.width(rank));
