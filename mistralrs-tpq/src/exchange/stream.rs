@@ -5,15 +5,12 @@ use std::time::Instant;
 use super::slices::Slices;
 use super::{Call, ExchangeError, ExchangeStats, RankSet};
 use crate::codec::{Codec, EncodeStats, Values};
-use crate::transport::MAX_RANKS;
+use crate::transport::{MAX_RANKS, TURN_BYTES};
 use crate::wire::FRAME_TRAILER_LEN;
 
 /// Payloads from here on are offered to the transport piece by piece. A smaller one is encoded in less time than the
 /// extra system calls take.
 const STREAM_BYTES: usize = 128 << 10;
-
-/// Of a payload to one of several receivers, before it is the next one's turn: half a millisecond of a link of 1 Gbit/s.
-const TURN_BYTES: usize = 64 << 10;
 
 /// Encodes slice `index` of this rank's input and its trailer into `frame`, and calls `offer` with the bytes that are
 /// final, now and then. Returns this rank when the slice has NaN or infinity.

@@ -17,13 +17,10 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use super::link::Link;
 use super::state::MeshState;
-use crate::transport::{Arrival, RecvOp, Rejected, SendOp, TransportError, MAX_RANKS};
+use crate::transport::{Arrival, RecvOp, Rejected, SendOp, TransportError, MAX_RANKS, TURN_BYTES};
 
 /// How long nothing may move before sends stop to wait for the one before.
 const STALL: Duration = Duration::from_millis(100);
-
-/// Half a millisecond of a link of 1 Gbit/s.
-const TURN_BYTES: usize = 64 << 10;
 
 /// Which send may write, and up to which of its bytes.
 struct Turn {
