@@ -185,10 +185,7 @@ fn a_message_larger_than_any_socket_buffer_does_not_deadlock(kind: Kind) {
     on_all(group(kind, 2), |rank, transport| {
         let out = vec![rank as u8 + 1; len];
         let (mut header, mut payload) = ([0; 4], vec![0; len]);
-        let sends = [SendOp {
-            to: 1 - rank,
-            parts: [b"head", &out],
-        }];
+        let sends = [SendOp::whole(1 - rank, [b"head", &out])];
         let mut recvs = [RecvOp {
             from: 1 - rank,
             header: &mut header,

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::stream::turn_len;
 use super::{Call, ExchangeError, ExchangeStats, HeaderField, RankSet, Site};
 use crate::codec::Dtype;
 use crate::transport::{Arrival, RecvOp, Rejected, SendOp, MAX_RANKS};
@@ -123,6 +124,7 @@ impl<'c> Outbox<'c> {
                 &self.headers[to][sent.min(FRAME_HEADER_LEN)..],
                 &payload[sent.saturating_sub(FRAME_HEADER_LEN)..],
             ],
+            turn: turn_len(payload.len()),
         }
     }
 
@@ -130,10 +132,7 @@ impl<'c> Outbox<'c> {
     /// carries one frame in each direction.
     pub(super) fn rests<'a>(&'a self, payload: impl Fn(usize) -> &'a [u8]) -> [SendOp<'a>; MAX_RANKS] {
         let (rank, world_size) = self.call.place();
-        let mut sends = [SendOp {
-            to: 0,
-            parts: [&[], &[]],
-        }; MAX_RANKS];
+        let mut sends = [SendOp::whole(0, [&[], &[]]); MAX_RANKS];
         for (send, peer) in sends.iter_mut().zip(peers_from(rank, world_size)) {
             *send = self.rest(peer, payload(peer));
         }

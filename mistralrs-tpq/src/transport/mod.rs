@@ -26,15 +26,24 @@ pub use timed::Timed;
 /// Ranks are indices below this. The hot path keeps one slot per rank on the stack instead of allocating.
 pub const MAX_RANKS: usize = 64;
 
-/// Bytes of a message to one of several peers before it is the next one's turn: half a millisecond at 1 Gbit/s. With 256 KiB an
-/// exchange of 16 MiB took 4% longer with four ranks and 10% with eight, a raw one of eight ranks 30%.
-pub(crate) const TURN_BYTES: usize = 64 << 10;
-
 /// Bytes for one peer: `parts` are sent back to back.
 #[derive(Debug, Clone, Copy)]
 pub struct SendOp<'a> {
     pub to: usize,
     pub parts: [&'a [u8]; 2],
+    /// Bytes after which it is the next send's turn, where the transport sends to several peers over one link.
+    pub turn: usize,
+}
+
+impl<'a> SendOp<'a> {
+    /// Bytes that leave before those of the next send.
+    pub const fn whole(to: usize, parts: [&'a [u8]; 2]) -> Self {
+        Self {
+            to,
+            parts,
+            turn: usize::MAX,
+        }
+    }
 }
 
 /// Room for the bytes of one peer. Both lengths are exact: the receiver knows them from what all ranks share.

@@ -1,8 +1,8 @@
 //! The hot path: one transfer over the mesh, in the calling thread, without allocating.
 //!
-//! Messages are handed to the kernel in turns of [`TURN_BYTES`], in the order of the sends: with three at once, TCP shares a
-//! rank's link unevenly, and 512 x 4096 values over four ranks at 100 Mbit/s took 1.17 times the wire's time. Whole messages, one
-//! after the other, kept a receiver from adding up in rank order until the last of them came.
+//! Messages are handed to the kernel one after the other, in the order of the sends: with three at once, TCP shares a rank's
+//! link unevenly, and 512 x 4096 values over four ranks at 100 Mbit/s took 1.17 times the wire's time. Long ones take
+//! turns, see [`SendOp::turn`].
 //!
 //! Each pass tries every unfinished write and read once. A pass that moves nothing is repeated for `busy_poll` (a
 //! decode step answers within microseconds, a sleeping thread takes tens of them to wake), then the thread sleeps in
@@ -17,7 +17,7 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use super::link::Link;
 use super::state::MeshState;
-use crate::transport::{Arrival, RecvOp, Rejected, SendOp, TransportError, MAX_RANKS, TURN_BYTES};
+use crate::transport::{Arrival, RecvOp, Rejected, SendOp, TransportError, MAX_RANKS};
 
 /// How long nothing may move before sends stop to wait for the one before.
 const STALL: Duration = Duration::from_millis(100);
@@ -41,10 +41,7 @@ pub(super) fn transfer(
     let mut sent = [0_usize; MAX_RANKS];
     let mut received = [0_usize; MAX_RANKS];
     let mut last_move = Instant::now();
-    let mut turn = Some(Turn {
-        send: 0,
-        end: TURN_BYTES,
-    });
+    let mut turn = Some(Turn { send: 0, end: 0 });
     loop {
         let mut moved = match &mut turn {
             Some(turn) => push_in_turn(mesh, sends, &mut sent, turn, last_move)?,
@@ -95,8 +92,8 @@ pub(super) fn offer(mesh: &MeshState, op: &SendOp<'_>) -> Result<usize, Transpor
     Ok(at)
 }
 
-/// Goes on with the turn, and with the next ones while what they wrote together is less than one: short messages to many
-/// peers leave in one pass. True when something moved.
+/// Writes until a socket takes no more, or the turn of a long message is over: short ones to many peers leave in one pass.
+/// True when something moved.
 fn push_in_turn(
     mesh: &MeshState,
     sends: &[SendOp<'_>],
@@ -110,7 +107,7 @@ fn push_in_turn(
         let next = (turn.send..sends.len()).chain(0..turn.send).find(|&send| !done(send));
         let Some(next) = next else { return Ok(moved > 0) };
         if next != turn.send || sent[next] >= turn.end {
-            (turn.send, turn.end) = (next, sent[next] + TURN_BYTES);
+            (turn.send, turn.end) = (next, sent[next].saturating_add(sends[next].turn));
         }
         let (op, at) = (&sends[next], &mut sent[next]);
         let before = *at;
@@ -119,8 +116,9 @@ fn push_in_turn(
         if *at < turn.end.min(send_len(op)) {
             return Ok(moved > 0);
         }
+        let cut = *at < send_len(op);
         (turn.send, turn.end) = ((next + 1) % sends.len(), 0);
-        if moved >= TURN_BYTES {
+        if cut {
             return Ok(true);
         }
     }
