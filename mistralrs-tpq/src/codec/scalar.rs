@@ -122,7 +122,18 @@ pub fn paper_encode_row<T: Element>(table: &PaperRow<'_>, values: &[T], row: &mu
     let slots = table.slots();
     let (plane, outliers) = row.split_at_mut(plane_len(slots));
     let mut stats = paper_encode_plane(&values[..slots], &table.inv_steps[..slots], plane);
-    stats += paper_patch_row(table, values, plane, outliers);
+    for (&slot, &feature) in table.outliers.iter().zip(table.displaced) {
+        let (slot, feature) = (slot as usize, feature as usize);
+        let code = paper_code(values[feature].to_f32(), table.inv_steps[feature], &mut stats);
+        set_code(plane, slot, code);
+    }
+    stats += paper_encode_outliers(table.outliers, values, outliers);
+    // The outliers below E - k, which come first, were counted with the plane.
+    let uncounted = table.outliers.iter().skip(table.displaced.len());
+    stats.nonfinite += uncounted
+        .filter(|&&feature| !values[feature as usize].to_f32().is_finite())
+        .count() as u64;
+    stats.clipped += paper_clipped_dead(table, values);
     stats
 }
 
@@ -142,35 +153,41 @@ pub fn paper_encode_plane<T: Element>(values: &[T], inv_steps: &[f32], plane: &m
     stats
 }
 
-/// What remains of a row after its plane: displaced features, outliers, and the count of values in dead features.
+/// The BF16 of `outliers`. Counts those that saturate, not those that are not finite.
 #[inline(always)]
-pub fn paper_patch_row<T: Element>(
-    table: &PaperRow<'_>,
-    values: &[T],
-    plane: &mut [u8],
-    outliers: &mut [u8],
-) -> EncodeStats {
+pub fn paper_encode_outliers<T: Element>(outliers: &[u32], values: &[T], words: &mut [u8]) -> EncodeStats {
     let mut stats = EncodeStats::default();
-    for (&slot, &feature) in table.outliers.iter().zip(table.displaced) {
-        let (slot, feature) = (slot as usize, feature as usize);
-        set_code(
-            plane,
-            slot,
-            paper_code(values[feature].to_f32(), table.inv_steps[feature], &mut stats),
-        );
-    }
-    for (i, (bytes, &feature)) in outliers.as_chunks_mut().0.iter_mut().zip(table.outliers).enumerate() {
+    for (word, &feature) in words.as_chunks_mut().0.iter_mut().zip(outliers) {
         let x = values[feature as usize].to_f32();
-        *bytes = to_finite_bf16(x).to_le_bytes();
+        *word = to_finite_bf16(x).to_le_bytes();
         stats.clipped += u64::from(x.is_finite() & (nearest_bf16(x).to_bits() & 0x7fff == bf16::INFINITY.to_bits()));
-        // The outliers below E - k, which come first, were counted with the plane.
-        stats.nonfinite += u64::from(i >= table.displaced.len() && !x.is_finite());
-    }
-    for &feature in table.dead {
-        let x = values[feature as usize].to_f32();
-        stats.clipped += u64::from(x.is_finite() && x != 0.0);
     }
     stats
+}
+
+/// How many finite values other than zero are in dead features.
+#[inline(always)]
+pub fn paper_clipped_dead<T: Element>(table: &PaperRow<'_>, values: &[T]) -> u64 {
+    let dead = table.dead.iter().map(|&feature| values[feature as usize].to_f32());
+    dead.filter(|x| x.is_finite() && *x != 0.0).count() as u64
+}
+
+/// Copies the codes of displaced features into the slots of outliers. `codes` has those of features `start..` in order; from
+/// the first outlier that has one. Returns how many it copied.
+#[inline(always)]
+pub fn paper_place_displaced(
+    table: &PaperRow<'_>,
+    first: usize,
+    start: usize,
+    codes: &[u8],
+    plane: &mut [u8],
+) -> usize {
+    let end = start + 2 * codes.len();
+    let moves = table.outliers.iter().zip(table.displaced).skip(first);
+    let moves = moves.take_while(|(_, &feature)| (feature as usize) < end);
+    moves
+        .map(|(&slot, &feature)| set_code(plane, slot as usize, code_at(codes, feature as usize - start)))
+        .count()
 }
 
 #[inline(always)]

@@ -36,7 +36,7 @@ fn check_golden(text: &str) -> usize {
                 };
             }
             "after" => {
-                for level in [Level::scalar(), Level::best()] {
+                for level in Level::all() {
                     let codec: Box<dyn Codec> = match name {
                         "none" => Box::new(NoCodec::new(values.len())),
                         "paper" => Box::new(paper(vec![ranges.clone()], outliers.clone()).with_level(level)),

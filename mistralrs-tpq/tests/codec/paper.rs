@@ -20,7 +20,7 @@ fn paper_rounds_ties_to_even_and_clips_beyond_half_a_step() {
         (-7.6, -7.0, 1),
         (f32::MAX, 7.0, 1),
     ];
-    for level in [Level::scalar(), Level::best()] {
+    for level in Level::all() {
         for (x, expected, clipped) in cases {
             let codec = paper(vec![vec![7.0; 32]], vec![]).with_level(level);
             let (decoded, stats) = round_trip(&codec, &[x; 32]);
@@ -110,7 +110,7 @@ fn every_placement_of_outliers_returns_each_feature_to_its_place() {
         .map(|i| ((i % 15) as f32 - 7.0) * (i + 1) as f32)
         .collect();
     for outliers in placements {
-        for level in [Level::scalar(), Level::best()] {
+        for level in Level::all() {
             let codec = paper(vec![ranges.clone()], outliers.clone()).with_level(level);
             let (decoded, stats) = round_trip(&codec, &[&values[..], &values[..]].concat());
             let expected: Vec<f32> = values

@@ -280,3 +280,10 @@ pub fn f32_bits(words: &str) -> Vec<f32> {
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// The codecs of a site on the specification, each with itself on every other level of this processor.
+pub fn on_other_levels(site: &Site) -> impl Iterator<Item = (Box<dyn Codec>, Box<dyn Codec>)> + '_ {
+    Level::all()
+        .skip(1)
+        .flat_map(|level| site.codecs(Level::scalar()).into_iter().zip(site.codecs(level)))
+}

@@ -332,7 +332,7 @@ proptest! {
             .map(|(i, x)| x * (1 + i % 7) as f32 * 0.3)
             .collect();
         let (mut row, stats) = encode(&tables, layout, &values);
-        for level in [Level::scalar(), Level::best()] {
+        for level in Level::all() {
             let codec = RdEntropy::new(tables.clone()).with_level(level);
             let mut payload = vec![0xa5; codec.payload_len(1, Dtype::F32)];
             prop_assert_eq!(codec.encode(0, Values::F32(&values), &mut payload), stats);

@@ -216,14 +216,17 @@ mod tests {
                 steps: vec![STEP; row.len()],
             };
             let codec = Rd::new(RdTables::new(&[rank]).unwrap());
-            let [scalar, best] = [Level::scalar(), Level::best()].map(|level| {
+            let encoded = |level: Level| {
                 let codec = codec.clone().with_level(level);
                 let mut payload = vec![0; codec.payload_len(1, Dtype::F32)];
                 let stats = codec.encode(0, Values::F32(&row), &mut payload);
                 (payload, stats)
-            });
-            assert_eq!(scalar.0[..2], [0x80, 0x3f], "the gain is 1");
-            assert_eq!(scalar, best, "{bits} bits");
+            };
+            let expected = encoded(Level::scalar());
+            assert_eq!(expected.0[..2], [0x80, 0x3f], "the gain is 1");
+            for level in Level::all() {
+                assert_eq!(encoded(level), expected, "{bits} bits, {}", level.name());
+            }
         }
     }
 }

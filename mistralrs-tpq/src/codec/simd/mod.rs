@@ -16,6 +16,8 @@ use super::EncodeStats;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -52,8 +54,7 @@ impl Onto {
     }
 }
 
-/// An instruction set. Values come from [`Level::scalar`] and [`Level::best`] only, so holding one proves that this
-/// processor has it.
+/// An instruction set. Values come from [`Level::all`] and its like only, so holding one proves that this processor has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Level(Isa);
 
@@ -62,6 +63,8 @@ enum Isa {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
     #[cfg(target_arch = "aarch64")]
     Neon(neon::Neon),
 }
@@ -76,7 +79,7 @@ impl Level {
     pub fn best() -> Self {
         static BEST: OnceLock<Level> = OnceLock::new();
         *BEST.get_or_init(|| {
-            let level = Self::detect();
+            let level = Self::all().last().unwrap_or(Self::scalar());
             tracing::debug!(level = level.name(), "codec kernels chosen");
             level
         })
@@ -87,21 +90,22 @@ impl Level {
             Isa::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => "avx512",
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(_) => "neon",
         }
     }
 
-    fn detect() -> Self {
+    /// The levels of this processor, the fastest last.
+    pub fn all() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = avx2::Avx2::new() {
-            return Self(Isa::Avx2(avx2));
-        }
+        let found = [avx2::Avx2::new().map(Isa::Avx2), avx512::Avx512::new().map(Isa::Avx512)];
         #[cfg(target_arch = "aarch64")]
-        if let Some(neon) = neon::Neon::new() {
-            return Self(Isa::Neon(neon));
-        }
-        Self::scalar()
+        let found = [neon::Neon::new().map(Isa::Neon)];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let found: [Option<Isa>; 0] = [];
+        std::iter::once(Self::scalar()).chain(found.into_iter().flatten().map(Self))
     }
 
     pub(super) fn paper_encode_row<T: Element>(
@@ -114,6 +118,8 @@ impl Level {
             Isa::Scalar => scalar::paper_encode_row(table, values, row),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.paper_encode_row(table, values, row),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(avx512) => avx512.paper_encode_row(table, values, row),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => neon.paper_encode_row(table, values, row),
         }
@@ -130,6 +136,8 @@ impl Level {
             Isa::Scalar => scalar::paper_decode_row(table, row, onto.cleared(sum)),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.paper_decode_row(table, row, onto, sum),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(avx512) => avx512.paper_decode_row(table, row, onto, sum),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => neon.paper_decode_row(table, row, onto, sum),
         }
@@ -140,6 +148,8 @@ impl Level {
             Isa::Scalar => scalar::dynamic_encode_row(width, values, row),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.dynamic_encode_row(width, values, row),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(avx512) => avx512.dynamic_encode_row(width, values, row),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => neon.dynamic_encode_row(width, values, row),
         }
@@ -156,6 +166,8 @@ impl Level {
             Isa::Scalar => scalar::dynamic_decode_row(width, row, onto.cleared(sum)),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.dynamic_decode_row(width, row, onto, sum),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(avx512) => avx512.dynamic_decode_row(width, row, onto, sum),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => neon.dynamic_decode_row(width, row, onto, sum),
         }
@@ -171,6 +183,8 @@ impl Level {
             Isa::Scalar => scalar::dynamic_decode_rounded_row(width, row, values),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.dynamic_decode_rounded_row(width, row, values),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(avx512) => avx512.dynamic_decode_rounded_row(width, row, values),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => neon.dynamic_decode_rounded_row(width, row, values),
         }
@@ -187,6 +201,8 @@ impl Level {
             Isa::Scalar => row::encode(layout, values, row),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.rd_encode_row(layout, values, scratch, row),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(avx512) => avx512.avx2().rd_encode_row(layout, values, scratch, row),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => neon.rd_encode_row(layout, values, scratch, row),
         }
@@ -203,6 +219,8 @@ impl Level {
             Isa::Scalar => row::decode(layout, row, sum),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.rd_decode_row(layout, row, scratch, sum),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(avx512) => avx512.avx2().rd_decode_row(layout, row, scratch, sum),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => neon.rd_decode_row(layout, row, scratch, sum),
         }
@@ -214,6 +232,8 @@ impl Level {
             Isa::Scalar => scalar::round(values, rounded),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.round(values, rounded),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(avx512) => avx512.round(values, rounded),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => neon.round(values, rounded),
         }
@@ -225,6 +245,8 @@ impl Level {
             Isa::Scalar => wide.iter_mut().zip(values).for_each(|(wide, x)| *wide = x.to_f32()),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.widen(values, wide),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(avx512) => avx512.widen(values, wide),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => neon.widen(values, wide),
         }
@@ -236,6 +258,8 @@ impl Level {
             Isa::Scalar => row::gain(values),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.gain(values),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(avx512) => avx512.gain(values),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => neon.gain(values),
         }
@@ -254,6 +278,8 @@ impl Level {
             Isa::Scalar => layout::locate(layout, x, inv_gain, codes, places),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.locate(layout, x, inv_gain, codes, places),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(avx512) => avx512.locate(layout, x, inv_gain, codes, places),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => neon.locate(layout, x, inv_gain, codes, places),
         }
@@ -274,7 +300,7 @@ mod tests {
             .flat_map(|upper| lowers.map(|lower| u32::from(upper) << 16 | lower))
             .map(f32::from_bits)
             .collect();
-        for level in [Level::scalar(), Level::best()] {
+        for level in Level::all() {
             rounds_as(
                 level,
                 &values,

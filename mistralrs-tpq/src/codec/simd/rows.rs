@@ -1,7 +1,7 @@
 //! The rows of all codecs, in blocks of 32 values: the same for every instruction set, over the lanes that its module has.
 
 /// Methods of `$proof`, which only a processor with `$features` has, and their functions. The module in which this is
-/// expanded has the lanes: `load`, `store`, `splat`, `any_magnitude_above`, `max_magnitude`, `min_value`, `positions`,
+/// expanded has the lanes: `load`, `store`, `splat`, `any_magnitude_above`, `largest_rotated`, `positions`,
 /// `clipped_positions`, `total`, `pack`, `narrow`, `codes`, `products`, `accumulate`, `store_rounded` and `fetch_ahead`.
 ///
 /// A macro and not a trait: the methods of a trait cannot be compiled for a feature.
@@ -112,7 +112,56 @@ macro_rules! rows {
             let slots = table.slots();
             let (plane, outliers) = row.split_at_mut(scalar::plane_len(slots));
             let mut stats = paper_encode_plane(&values[..slots], &table.inv_steps[..slots], plane);
-            stats += scalar::paper_patch_row(table, values, plane, outliers);
+            stats += paper_encode_displaced(table, values, plane);
+            stats += paper_encode_outliers(table, values, outliers);
+            stats
+        }
+
+        /// As [`scalar::paper_encode_outliers`], and the count of dead features.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn paper_encode_outliers<T: Element>(table: &PaperRow<'_>, values: &[T], outliers: &mut [u8]) -> EncodeStats {
+            let mut stats = EncodeStats::default();
+            let (blocks, rest) = table.outliers.as_chunks::<BLOCK>();
+            let (bytes, bytes_rest) = outliers.split_at_mut(blocks.len() * 2 * BLOCK);
+            for (features, bytes) in blocks.iter().zip(bytes.as_chunks_mut::<{ 2 * BLOCK }>().0) {
+                let mut gathered = [T::from_f32(0.0); BLOCK];
+                for (x, &feature) in gathered.iter_mut().zip(features) {
+                    *x = values[feature as usize];
+                }
+                let x = load(&gathered);
+                if any_magnitude_above(&x, MAX_BF16) {
+                    stats += scalar::paper_encode_outliers(features, values, bytes);
+                    continue;
+                }
+                let mut nearest = [bf16::ZERO; BLOCK];
+                store_rounded(&x, &mut nearest);
+                for (bytes, nearest) in bytes.as_chunks_mut().0.iter_mut().zip(nearest) {
+                    *bytes = nearest.to_le_bytes();
+                }
+            }
+            stats += scalar::paper_encode_outliers(rest, values, bytes_rest);
+            stats.clipped += scalar::paper_clipped_dead(table, values);
+            stats
+        }
+
+        /// Encodes all features at or beyond E - k, and moves the codes of those that are no outliers.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn paper_encode_displaced<T: Element>(table: &PaperRow<'_>, values: &[T], plane: &mut [u8]) -> EncodeStats {
+            let slots = table.slots();
+            let mut stats = EncodeStats::default();
+            let mut moved = 0;
+            let mut codes = [0; 4 * BLOCK_BYTES];
+            let at_once = 2 * codes.len();
+            let parts = values[slots..]
+                .chunks(at_once)
+                .zip(table.inv_steps[slots..].chunks(at_once));
+            for (at, (values, inv_steps)) in parts.enumerate() {
+                let codes = &mut codes[..scalar::plane_len(values.len())];
+                stats += paper_encode_plane(values, inv_steps, codes);
+                moved += scalar::paper_place_displaced(table, moved, slots + at * at_once, codes, plane);
+            }
             stats
         }
 
@@ -219,8 +268,12 @@ macro_rules! rows {
                 fetch_ahead(values);
                 *extreme = group_extreme(values);
             }
-            let sent = extremes.map(|extreme| width.scale(extreme));
-            let inv_scales = sent.map(scalar::reciprocal);
+            // Loops and not `map`, which took a call and eight divisions for the reciprocals.
+            let (mut sent, mut inv_scales) = ([bf16::ZERO; AT_ONCE], [0.0; AT_ONCE]);
+            for ((sent, inv_scale), extreme) in sent.iter_mut().zip(&mut inv_scales).zip(extremes) {
+                *sent = width.scale(extreme);
+                *inv_scale = scalar::reciprocal(*sent);
+            }
             let outputs = codes.iter_mut().zip(scales);
             for (at, (values, (codes, scale))) in values.iter().zip(outputs).enumerate() {
                 if extremes[at].is_nan() {
@@ -242,19 +295,12 @@ macro_rules! rows {
         #[inline]
         #[target_feature(enable = $features)]
         fn group_extreme<T: Element>(values: &[T; BLOCK]) -> f32 {
-            let x = load(values);
-            let magnitude = max_magnitude(&x);
-            if magnitude > MAX_BF16 {
+            // These order by magnitude, then the negative above the positive: a tie takes the negative one, as specified.
+            let rotated = largest_rotated(&load(values));
+            if rotated >> 1 > MAX_BF16 {
                 return f32::NAN;
             }
-            let magnitude = f32::from_bits(magnitude);
-            let lowest = min_value(&x);
-            // Without a NaN among them the extreme is one of these two, and a tie takes the negative one, as specified.
-            if lowest == -magnitude {
-                lowest
-            } else {
-                magnitude
-            }
+            f32::from_bits(rotated.rotate_right(1))
         }
 
         #[inline]

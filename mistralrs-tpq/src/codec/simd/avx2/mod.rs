@@ -124,25 +124,20 @@ fn any_magnitude_above(x: &Lanes, limit: u32) -> bool {
     _mm256_testz_si256(above, above) == 0
 }
 
+/// The largest of 32 bit patterns, each rotated left by one.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn max_magnitude(x: &Lanes) -> u32 {
-    let eight = max_magnitudes(x);
-    let four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
-    let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
-    let one = _mm_max_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
+fn largest_rotated(x: &Lanes) -> u32 {
+    let mut eight = _mm256_setzero_si256();
+    for x in x {
+        let bits = _mm256_castps_si256(*x);
+        let rotated = _mm256_or_si256(_mm256_slli_epi32::<1>(bits), _mm256_srli_epi32::<31>(bits));
+        eight = _mm256_max_epu32(eight, rotated);
+    }
+    let four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+    let two = _mm_max_epu32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+    let one = _mm_max_epu32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
     _mm_cvtsi128_si32(one) as u32
-}
-
-/// The smallest of 32 values. Meaningless with a NaN among them.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn min_value(x: &Lanes) -> f32 {
-    let eight = _mm256_min_ps(_mm256_min_ps(x[0], x[1]), _mm256_min_ps(x[2], x[3]));
-    let four = _mm_min_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-    let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
-    let one = _mm_min_ps(two, _mm_movehdup_ps(two));
-    _mm_cvtss_f32(one)
 }
 
 /// `x / step`, rounded to nearest even.
@@ -264,7 +259,7 @@ fn accumulate<const ONTO_ZERO: bool>(codes: &[__m128i; 4], steps: &Lanes, sum: &
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 #[allow(unused_unsafe, reason = "newer compilers know that a prefetch is safe")]
-fn fetch_ahead<T>(block: &[T; BLOCK]) {
+pub(super) fn fetch_ahead<T>(block: &[T; BLOCK]) {
     let ahead = block.as_ptr().wrapping_byte_add(AHEAD_BYTES).cast::<i8>();
     for line in 0..size_of_val(block) / LINE_BYTES {
         // SAFETY: a prefetch may name any address; where nothing is mapped it does nothing.

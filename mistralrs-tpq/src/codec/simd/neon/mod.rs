@@ -76,30 +76,25 @@ fn splat(x: f32) -> Lanes {
 
 #[inline]
 #[target_feature(enable = "neon")]
-fn max_magnitude(x: &Lanes) -> u32 {
+fn any_magnitude_above(x: &Lanes, limit: u32) -> bool {
     let mut largest = vdupq_n_u32(0);
     for x in x {
         let magnitude = vandq_u32(vreinterpretq_u32_f32(*x), vdupq_n_u32(0x7fff_ffff));
         largest = vmaxq_u32(largest, magnitude);
     }
-    vmaxvq_u32(largest)
+    vmaxvq_u32(largest) > limit
 }
 
+/// The largest of 32 bit patterns, each rotated left by one.
 #[inline]
 #[target_feature(enable = "neon")]
-fn any_magnitude_above(x: &Lanes, limit: u32) -> bool {
-    max_magnitude(x) > limit
-}
-
-/// The smallest of 32 values. Meaningless with a NaN among them.
-#[inline]
-#[target_feature(enable = "neon")]
-fn min_value(x: &Lanes) -> f32 {
-    let mut smallest = x[0];
+fn largest_rotated(x: &Lanes) -> u32 {
+    let mut largest = vdupq_n_u32(0);
     for x in x {
-        smallest = vminq_f32(smallest, *x);
+        let bits = vreinterpretq_u32_f32(*x);
+        largest = vmaxq_u32(largest, vsriq_n_u32::<31>(vshlq_n_u32::<1>(bits), bits));
     }
-    vminvq_f32(smallest)
+    vmaxvq_u32(largest)
 }
 
 /// `x / step`, rounded to nearest even.
