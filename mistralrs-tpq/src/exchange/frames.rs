@@ -104,15 +104,15 @@ impl<'c> Outbox<'c> {
         self.sent[to] = 0;
     }
 
-    /// Sends what goes out at once of the frame to `to`, of whose payload `ready` is there already.
-    pub(super) fn offer(&mut self, to: usize, ready: &[u8], stats: &mut ExchangeStats) -> Result<(), ExchangeError> {
+    /// Sends what goes out at once of the frame to `to`, of whose payload `ready` is there already. True when that was all.
+    pub(super) fn offer(&mut self, to: usize, ready: &[u8], stats: &mut ExchangeStats) -> Result<bool, ExchangeError> {
         let start = Instant::now();
         let taken = self.call.transport.offer(&self.rest(to, ready));
         let taken = taken.map_err(|source| self.call.lost(source))?;
         self.sent[to] += taken;
         stats.bytes_sent += taken as u64;
         stats.wire += start.elapsed();
-        Ok(())
+        Ok(self.sent[to] == FRAME_HEADER_LEN + ready.len())
     }
 
     /// What is left of the frame to `to`.

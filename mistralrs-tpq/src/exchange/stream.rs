@@ -35,7 +35,7 @@ pub(super) fn encode_slice(
     input: Values<'_>,
     frame: &mut [u8],
     stats: &mut ExchangeStats,
-    offer: impl FnMut(&[u8], &mut ExchangeStats) -> Result<(), ExchangeError>,
+    offer: impl FnMut(&[u8], &mut ExchangeStats) -> Result<bool, ExchangeError>,
 ) -> Result<RankSet, ExchangeError> {
     let rank = call.transport.rank();
     let row_len = slices.codec(index).payload_len(1, call.dtype);
@@ -46,8 +46,9 @@ pub(super) fn encode_slice(
     Ok(marks)
 }
 
-/// As [`encode_slice`], of the slices of all `owners` into `frames[owner]`, in the turns in which the transport sends them, see
-/// [`turn_len`]. Returns this rank when any slice has NaN or infinity.
+/// As [`encode_slice`], of the slices of all `owners` into `frames[owner]`. They are offered as the transport sends them: long
+/// ones in turns, see [`turn_len`], the others one after the other, each once all of the one before went out. Returns this
+/// rank when any slice has NaN or infinity.
 pub(super) fn encode_slices(
     call: &Call<'_>,
     slices: &Slices<'_>,
@@ -55,7 +56,7 @@ pub(super) fn encode_slices(
     input: Values<'_>,
     frames: &mut [&mut [u8]],
     stats: &mut ExchangeStats,
-    mut offer: impl FnMut(usize, &[u8], &mut ExchangeStats) -> Result<(), ExchangeError>,
+    mut offer: impl FnMut(usize, &[u8], &mut ExchangeStats) -> Result<bool, ExchangeError>,
 ) -> Result<RankSet, ExchangeError> {
     let rank = call.transport.rank();
     let mut pieces = [Pieces::default(); MAX_RANKS];
@@ -64,33 +65,37 @@ pub(super) fn encode_slices(
         let piece_len = turn_len(frames[owner].len()).min(STREAM_BYTES);
         pieces[owner] = Pieces::new(slices.rows(owner), row_len, piece_len);
     }
-    let first = owners.clone().next();
+    let in_turns = |frame: &[u8]| turn_len(frame.len()) < frame.len();
+    let mut whole = owners.clone().peekable();
     let mut all = RankSet::default();
     let mut open = true;
     while open {
         open = false;
         for owner in owners.clone() {
-            let (pieces, frame) = (&mut pieces[owner], &mut *frames[owner]);
-            let in_turns = turn_len(frame.len()) < frame.len();
+            let (piece, frame) = (&mut pieces[owner], &mut *frames[owner]);
             let encode = |rows, payload: &mut [u8]| slices.encode(owner, rows, rank, input, payload);
-            while !pieces.sealed {
-                let mut ready = pieces.encode(frame, stats, encode);
-                if pieces.row >= pieces.rows {
-                    let marks = marked(rank, pieces.seen, stats);
+            while !piece.sealed {
+                piece.encode(frame, stats, encode);
+                if piece.row >= piece.rows {
+                    let marks = marked(rank, piece.seen, stats);
                     all = all.with(marks);
                     seal(frame, marks);
-                    pieces.sealed = true;
-                    ready = frame.len();
+                    piece.sealed = true;
                 }
-                // A message that is sent whole waits for the ones before it.
-                if in_turns || first == Some(owner) {
-                    offer(owner, &frame[..ready], stats)?;
-                }
-                if in_turns {
+                if in_turns(frame) {
+                    offer(owner, piece.ready(frame), stats)?;
                     break;
                 }
             }
-            open |= !pieces.sealed;
+            open |= !piece.sealed;
+            while let Some(&next) = whole.peek() {
+                let frame = &*frames[next];
+                let gone = in_turns(frame) || offer(next, pieces[next].ready(frame), stats)? && pieces[next].sealed;
+                if !gone {
+                    break;
+                }
+                whole.next();
+            }
         }
     }
     Ok(all)
@@ -104,7 +109,7 @@ pub(super) fn encode_sum(
     frame: &mut [u8],
     marks: RankSet,
     stats: &mut ExchangeStats,
-    offer: impl FnMut(&[u8], &mut ExchangeStats) -> Result<(), ExchangeError>,
+    offer: impl FnMut(&[u8], &mut ExchangeStats) -> Result<bool, ExchangeError>,
 ) -> Result<(), ExchangeError> {
     let (rank, width) = (call.transport.rank(), codec.features());
     let rows = sum.len().checked_div(width).unwrap_or(0);
@@ -125,15 +130,15 @@ fn stream(
     frame: &mut [u8],
     stats: &mut ExchangeStats,
     encode: impl Fn((usize, usize), &mut [u8]) -> EncodeStats,
-    mut offer: impl FnMut(&[u8], &mut ExchangeStats) -> Result<(), ExchangeError>,
+    mut offer: impl FnMut(&[u8], &mut ExchangeStats) -> Result<bool, ExchangeError>,
 ) -> Result<EncodeStats, ExchangeError> {
     let in_pieces = frame.len() - FRAME_TRAILER_LEN >= STREAM_BYTES;
     let piece_len = if in_pieces { STREAM_BYTES } else { frame.len() };
     let mut pieces = Pieces::new(rows, row_len, piece_len);
     while pieces.row < rows {
-        let ready = pieces.encode(frame, stats, &encode);
+        pieces.encode(frame, stats, &encode);
         if in_pieces {
-            offer(&frame[..ready], stats)?;
+            offer(pieces.ready(frame), stats)?;
         }
     }
     Ok(pieces.seen)
@@ -162,20 +167,29 @@ impl Pieces {
         }
     }
 
-    /// Encodes one more piece of `frame`; returns how many of its bytes are final.
+    /// Encodes one more piece of `frame`.
     fn encode(
         &mut self,
         frame: &mut [u8],
         stats: &mut ExchangeStats,
         encode: impl Fn((usize, usize), &mut [u8]) -> EncodeStats,
-    ) -> usize {
+    ) {
         let start = Instant::now();
         let end = (self.row + self.step).min(self.rows);
         let bytes = self.row * self.row_len..end * self.row_len;
-        self.seen += encode((self.row, end), &mut frame[bytes.clone()]);
+        self.seen += encode((self.row, end), &mut frame[bytes]);
         self.row = end;
         stats.encode += start.elapsed();
-        bytes.end
+    }
+
+    /// The bytes of `frame` that are final.
+    fn ready<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
+        let ready = if self.sealed {
+            frame.len()
+        } else {
+            self.row * self.row_len
+        };
+        &frame[..ready]
     }
 }
 

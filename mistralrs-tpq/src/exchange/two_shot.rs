@@ -48,7 +48,7 @@ fn scatter(run: &mut Run<'_, '_>, slices: &Slices<'_>) -> Result<RankSet, Exchan
         &mut frames,
         stats,
         |owner, ready, stats| match owner == rank {
-            true => Ok(()),
+            true => Ok(true),
             false => outbox.offer(owner, ready, stats),
         },
     )?;
