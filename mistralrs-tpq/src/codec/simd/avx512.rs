@@ -114,13 +114,17 @@ fn any_magnitude_above(x: &Lanes, limit: u32) -> bool {
     _mm512_cmpgt_epi32_mask(max_magnitudes(x), _mm512_set1_epi32(limit as i32)) != 0
 }
 
-/// The largest of 32 bit patterns, each rotated left by one.
+/// Bit patterns of 32 values, each rotated left by one: the largest of each four lanes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
-fn largest_rotated(x: &Lanes) -> u32 {
+fn largest_rotated(x: &Lanes) -> [u32; 4] {
     let first = _mm512_rol_epi32::<1>(_mm512_castps_si512(x[0]));
     let second = _mm512_rol_epi32::<1>(_mm512_castps_si512(x[1]));
-    _mm512_reduce_max_epu32(_mm512_max_epu32(first, second))
+    let sixteen = _mm512_max_epu32(first, second);
+    let eight = _mm256_max_epu32(_mm512_castsi512_si256(sixteen), _mm512_extracti64x4_epi64::<1>(sixteen));
+    let four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+    // SAFETY: both are 16 bytes without padding, and every bit pattern is a `u32`.
+    unsafe { std::mem::transmute(four) }
 }
 
 /// `x / step`, rounded to nearest even.

@@ -252,8 +252,7 @@ macro_rules! rows {
             stats
         }
 
-        /// Up to `AT_ONCE` groups: a division takes as long for eight scales as for one, and no group waits for the one
-        /// before it.
+        /// Up to `AT_ONCE` groups: their scales take as long as one would, and no group waits for the one before it.
         #[inline]
         #[target_feature(enable = $features)]
         fn dynamic_encode_groups<T: Element, const CODES: usize>(
@@ -263,20 +262,27 @@ macro_rules! rows {
             scales: &mut [[u8; 2]],
             stats: &mut EncodeStats,
         ) {
-            let mut extremes = [0.0_f32; AT_ONCE];
-            for (extreme, values) in extremes.iter_mut().zip(values) {
+            let mut fours = [[0_u32; 4]; AT_ONCE];
+            for (fours, values) in fours.iter_mut().zip(values) {
                 fetch_ahead(values);
-                *extreme = group_extreme(values);
+                *fours = largest_rotated(&load(values));
             }
             // Loops and not `map`, which took a call and eight divisions for the reciprocals.
+            let mut extremes = [0_u32; AT_ONCE];
+            for (extreme, [a, b, c, d]) in extremes.iter_mut().zip(fours) {
+                *extreme = a.max(b).max(c.max(d));
+            }
             let (mut sent, mut inv_scales) = ([bf16::ZERO; AT_ONCE], [0.0; AT_ONCE]);
             for ((sent, inv_scale), extreme) in sent.iter_mut().zip(&mut inv_scales).zip(extremes) {
-                *sent = width.scale(extreme);
+                // Rotated bits order by magnitude, then the negative above the positive: a tie takes the negative one, as
+                // specified.
+                *sent = width.scale(f32::from_bits(extreme.rotate_right(1)));
                 *inv_scale = scalar::reciprocal(*sent);
             }
             let outputs = codes.iter_mut().zip(scales);
             for (at, (values, (codes, scale))) in values.iter().zip(outputs).enumerate() {
-                if extremes[at].is_nan() {
+                // `scalar::dynamic_input` would change a value.
+                if extremes[at] >> 1 > MAX_BF16 {
                     *scale = scalar::dynamic_encode_group(width, values, codes, stats).to_le_bytes();
                     continue;
                 }
@@ -289,18 +295,6 @@ macro_rules! rows {
                 }
                 *scale = sent[at].to_le_bytes();
             }
-        }
-
-        /// NaN for a group that `scalar::dynamic_input` would change, which leaves its codes to the scalar code.
-        #[inline]
-        #[target_feature(enable = $features)]
-        fn group_extreme<T: Element>(values: &[T; BLOCK]) -> f32 {
-            // These order by magnitude, then the negative above the positive: a tie takes the negative one, as specified.
-            let rotated = largest_rotated(&load(values));
-            if rotated >> 1 > MAX_BF16 {
-                return f32::NAN;
-            }
-            f32::from_bits(rotated.rotate_right(1))
         }
 
         #[inline]

@@ -124,10 +124,10 @@ fn any_magnitude_above(x: &Lanes, limit: u32) -> bool {
     _mm256_testz_si256(above, above) == 0
 }
 
-/// The largest of 32 bit patterns, each rotated left by one.
+/// Bit patterns of 32 values, each rotated left by one: the largest of each four lanes.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn largest_rotated(x: &Lanes) -> u32 {
+fn largest_rotated(x: &Lanes) -> [u32; 4] {
     let mut eight = _mm256_setzero_si256();
     for x in x {
         let bits = _mm256_castps_si256(*x);
@@ -135,9 +135,8 @@ fn largest_rotated(x: &Lanes) -> u32 {
         eight = _mm256_max_epu32(eight, rotated);
     }
     let four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
-    let two = _mm_max_epu32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
-    let one = _mm_max_epu32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
-    _mm_cvtsi128_si32(one) as u32
+    // SAFETY: both are 16 bytes without padding, and every bit pattern is a `u32`.
+    unsafe { std::mem::transmute(four) }
 }
 
 /// `x / step`, rounded to nearest even.

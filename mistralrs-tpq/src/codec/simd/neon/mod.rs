@@ -85,16 +85,17 @@ fn any_magnitude_above(x: &Lanes, limit: u32) -> bool {
     vmaxvq_u32(largest) > limit
 }
 
-/// The largest of 32 bit patterns, each rotated left by one.
+/// Bit patterns of 32 values, each rotated left by one: the largest of each four lanes.
 #[inline]
 #[target_feature(enable = "neon")]
-fn largest_rotated(x: &Lanes) -> u32 {
+fn largest_rotated(x: &Lanes) -> [u32; 4] {
     let mut largest = vdupq_n_u32(0);
     for x in x {
         let bits = vreinterpretq_u32_f32(*x);
         largest = vmaxq_u32(largest, vsriq_n_u32::<31>(vshlq_n_u32::<1>(bits), bits));
     }
-    vmaxvq_u32(largest)
+    // SAFETY: both are 16 bytes without padding, and every bit pattern is a `u32`.
+    unsafe { std::mem::transmute(largest) }
 }
 
 /// `x / step`, rounded to nearest even.
