@@ -124,8 +124,13 @@ def run_ranks(network, command_of, environment):
         command = inside(namespace, *command_of(rank))
         out = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
         processes.append(subprocess.Popen(command, stdout=out, text=True, env={**os.environ, **environment(rank)}))
-    text = processes[0].communicate(timeout=600)[0]
-    codes = [process.wait(timeout=60) for process in processes]
+    try:
+        text = processes[0].communicate(timeout=600)[0]
+        codes = [process.wait(timeout=60) for process in processes]
+    finally:
+        # Those that still run where this script is told to end.
+        for process in processes:
+            process.kill()
     if any(codes):
         sys.exit(f"exit codes by rank: {codes}")
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
