@@ -112,6 +112,47 @@ fn encrypted_ranks_are_measured_and_get_the_same_sums() {
 }
 
 #[test]
+fn kernels_are_chosen_by_name_and_named_in_the_result() {
+    let fastest = mistralrs_tpq::codec::Level::best().name();
+    for (asked, used, warned) in [
+        ("scalar", "scalar", false),
+        (fastest, fastest, false),
+        ("mmx", fastest, true),
+    ] {
+        let output = Command::cargo_bin("tpq")
+            .unwrap()
+            .env("TPQ_KERNELS", asked)
+            .args([
+                "bench",
+                "codec",
+                "--tokens",
+                "1",
+                "--dtype",
+                "bf16",
+                "--seconds",
+                "0",
+                "--json",
+            ])
+            .output()
+            .unwrap();
+        let (rows, log) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert!(rows.lines().count() > 1, "{rows}{log}");
+        for row in rows.lines() {
+            let row: serde_json::Value = serde_json::from_str(row).unwrap();
+            assert_eq!(row["kernels"], used, "{asked}");
+        }
+        assert_eq!(
+            log.contains("TPQ_KERNELS=mmx: this processor has no such kernels"),
+            warned,
+            "{log}"
+        );
+    }
+}
+
+#[test]
 fn what_does_not_exist_is_a_usage_error_that_names_it() {
     let mut command = Command::cargo_bin("tpq").unwrap();
     command

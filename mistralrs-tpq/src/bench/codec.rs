@@ -8,13 +8,15 @@ use serde::Serialize;
 
 use super::inputs::{self, Tensor};
 use super::quantile;
-use crate::codec::{CodecKind, Dtype};
+use crate::codec::{CodecKind, Dtype, Level};
 
 /// Throughput counts input bytes throughout, so figures of one dtype compare directly.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CodecRow {
     pub codec: String,
     pub dtype: String,
+    /// The instruction set that the codecs were run with.
+    pub kernels: String,
     pub values: usize,
     pub bits_per_value: f64,
     pub memcpy_gb_s: f64,
@@ -57,6 +59,7 @@ pub fn run(kind: CodecKind, dtype: Dtype, tokens: usize, features: usize, per_ca
     Ok(CodecRow {
         codec: kind.name().to_owned(),
         dtype: dtype.name().to_owned(),
+        kernels: Level::best().name().to_owned(),
         values: len,
         bits_per_value: payload.len() as f64 * 8.0 / len.max(1) as f64,
         memcpy_gb_s: memcpy,

@@ -93,7 +93,8 @@ pub fn run(case: &EngineCase, node: Option<&Arc<Node>>) -> Result<Vec<EngineRow>
         .collect())
 }
 
-/// The prompt with one token, then with `generate` more: what the second exchanged above the first is theirs.
+/// The prompt with one token, then with `generate` more. Exchanges of a decoded token are those of the same after a prompt of one
+/// token, as they are too small beside a long prompt's: at 7B's width these differed by more from run to run.
 fn measure(
     driver: &Driver,
     node: Option<&Arc<Node>>,
@@ -105,19 +106,27 @@ fn measure(
         node.command(&Command::Select(choice))?;
     }
     let (prefill, _) = timed(driver, node, choice, prompt, 1)?;
-    let (both, usage) = timed(driver, node, choice, prompt, 1 + generate)?;
+    let (_, usage) = timed(driver, node, choice, prompt, 1 + generate)?;
+    let short = &prompt[..prompt.len().min(1)];
+    let (first, _) = timed(driver, node, choice, short, 1)?;
+    let (all, short_usage) = timed(driver, node, choice, short, 1 + generate)?;
+    let token = Taken {
+        // The engine counts whole milliseconds.
+        seconds: f64::from(usage.total_completion_time_sec).max(1e-3) / decoded(&usage)?,
+        exchange_s: (all.exchange_s - first.exchange_s).max(0.0) / decoded(&short_usage)?,
+        bytes: 0,
+    };
+    Ok(Sample { prefill, token })
+}
+
+/// Tokens after the first.
+fn decoded(usage: &Usage) -> Result<f64> {
     let written = usage.completion_tokens;
     ensure!(
         written > 1,
         "the model ended its text after {written} tokens: nothing to measure after the first"
     );
-    let tokens = (written - 1) as f64;
-    let token = Taken {
-        seconds: f64::from(usage.total_completion_time_sec) / tokens,
-        exchange_s: (both.exchange_s - prefill.exchange_s).max(0.0) / tokens,
-        bytes: 0,
-    };
-    Ok(Sample { prefill, token })
+    Ok((written - 1) as f64)
 }
 
 fn timed(

@@ -75,11 +75,22 @@ impl Level {
         Self(Isa::Scalar)
     }
 
-    /// The fastest level of this processor. Detected and logged on the first call.
+    /// The fastest level of this processor, or the one that the environment variable `TPQ_KERNELS` names, to compare them or to
+    /// rule one out. Chosen and logged on the first call.
     pub fn best() -> Self {
         static BEST: OnceLock<Level> = OnceLock::new();
         *BEST.get_or_init(|| {
-            let level = Self::all().last().unwrap_or(Self::scalar());
+            let fastest = Self::all().last().unwrap_or(Self::scalar());
+            let level = match std::env::var("TPQ_KERNELS") {
+                Ok(name) => Self::all().find(|level| level.name() == name).unwrap_or_else(|| {
+                    tracing::warn!(
+                        "TPQ_KERNELS={name}: this processor has no such kernels, {} instead",
+                        fastest.name()
+                    );
+                    fastest
+                }),
+                Err(_) => fastest,
+            };
             tracing::debug!(level = level.name(), "codec kernels chosen");
             level
         })

@@ -18,6 +18,7 @@ use crate::report::{Align, Table};
 #[command(after_help = "\
 Examples:
   tpq bench codec --dtype bf16 --json
+  TPQ_KERNELS=scalar tpq bench codec   (or avx2, avx512, neon: the same bits by other instructions)
   tpq bench codec --device cuda --tokens 2048,1 --dtype bf16   (a build with the feature cuda)
 
 With --device cuda a line is one kernel: time of one launch under a graph, bytes read and written by that time, a copy on the
@@ -76,7 +77,8 @@ pub(super) fn run(args: &CodecArgs, global: &Global) -> Result<u8, CliError> {
     };
     measured()?;
     if !global.json {
-        text = codec_table(&rows).to_string();
+        let kernels = rows.first().map_or("", |row| row.kernels.as_str());
+        text = format!("kernels: {kernels}\n{}", codec_table(&rows));
     }
     emit(&text)?;
     Ok(0)
