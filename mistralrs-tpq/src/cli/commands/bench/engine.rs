@@ -23,7 +23,7 @@ Examples:
 Lossless and configured codec take turns; medians. Times are of rank 0, those of the exchange the mean over the ranks, waiting
 for one another included. With --json a line is one codec: codec, ranks, prompt_tokens, generated_tokens, runs, ttft_ms,
 ttft_ms_min, ttft_ms_max, prefill_tokens_per_s, decode_tokens_per_s, prefill_exchange_ms, prefill_exchange_share,
-decode_exchange_ms (of one token), decode_exchange_share, prefill_bytes_per_rank.")]
+decode_exchange_ms (of one token, after a prompt of one), decode_exchange_share, prefill_bytes_per_rank.")]
 pub struct EngineArgs {
     #[command(flatten)]
     group: GroupArgs,
