@@ -62,8 +62,7 @@ pub(super) fn encode_slices(
     let mut pieces = [Pieces::default(); MAX_RANKS];
     for owner in owners.clone() {
         let row_len = slices.codec(owner).payload_len(1, call.dtype);
-        let piece_len = turn_len(frames[owner].len()).min(STREAM_BYTES);
-        pieces[owner] = Pieces::new(slices.rows(owner), row_len, piece_len);
+        pieces[owner] = Pieces::new(slices.rows(owner), row_len, turn_len(frames[owner].len()));
     }
     let in_turns = |frame: &[u8]| turn_len(frame.len()) < frame.len();
     let mut whole = owners.clone().peekable();
@@ -74,23 +73,23 @@ pub(super) fn encode_slices(
         for owner in owners.clone() {
             let (piece, frame) = (&mut pieces[owner], &mut *frames[owner]);
             let encode = |rows, payload: &mut [u8]| slices.encode(owner, rows, rank, input, payload);
-            while !piece.sealed {
-                piece.encode(frame, stats, encode);
-                if piece.row >= piece.rows {
-                    let marks = marked(rank, piece.seen, stats);
-                    all = all.with(marks);
-                    seal(frame, marks);
-                    piece.sealed = true;
-                }
-                if in_turns(frame) {
-                    offer(owner, piece.ready(frame), stats)?;
-                    break;
-                }
+            if piece.sealed {
+                continue;
+            }
+            piece.encode(frame, stats, encode);
+            if piece.row >= piece.rows {
+                let marks = marked(rank, piece.seen, stats);
+                all = all.with(marks);
+                seal(frame, marks);
+                piece.sealed = true;
             }
             open |= !piece.sealed;
+            if in_turns(frame) {
+                offer(owner, piece.ready(frame), stats)?;
+            }
             while let Some(&next) = whole.peek() {
                 let frame = &*frames[next];
-                let gone = in_turns(frame) || offer(next, pieces[next].ready(frame), stats)? && pieces[next].sealed;
+                let gone = in_turns(frame) || pieces[next].sealed && offer(next, frame, stats)?;
                 if !gone {
                     break;
                 }
