@@ -106,7 +106,7 @@ fn measure(
         node.command(&Command::Select(choice))?;
     }
     let (prefill, _) = timed(driver, node, choice, prompt, 1)?;
-    let (_, usage) = timed(driver, node, choice, prompt, 1 + generate)?;
+    let usage = driver.generate(prompt, 1 + generate)?.usage;
     let short = &prompt[..prompt.len().min(1)];
     let (first, _) = timed(driver, node, choice, short, 1)?;
     let (all, short_usage) = timed(driver, node, choice, short, 1 + generate)?;

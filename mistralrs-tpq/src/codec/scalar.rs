@@ -172,8 +172,8 @@ pub fn paper_clipped_dead<T: Element>(table: &PaperRow<'_>, values: &[T]) -> u64
     dead.filter(|x| x.is_finite() && *x != 0.0).count() as u64
 }
 
-/// Copies the codes of displaced features into the slots of outliers. `codes` has those of features `start..` in order; from
-/// the first outlier that has one. Returns how many it copied.
+/// Copies codes of displaced features, from `displaced[first]` on, into their slots, as far as `codes` has them: it holds those
+/// of features `start..` in order. Returns how many it copied.
 #[inline(always)]
 pub fn paper_place_displaced(
     table: &PaperRow<'_>,

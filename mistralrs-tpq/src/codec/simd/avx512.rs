@@ -228,11 +228,16 @@ fn nibble_codes(words: &[[u8; 4]]) -> __m512 {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn products(codes: &Lanes, steps: &Lanes) -> Lanes {
-    let mut x = [_mm512_setzero_ps(); 2];
-    for ((x, codes), step) in x.iter_mut().zip(codes).zip(steps) {
-        *x = _mm512_add_ps(*x, _mm512_mul_ps(*codes, *step));
+    plus_products(splat(0.0), codes, steps)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
+fn plus_products(mut sum: Lanes, codes: &Lanes, steps: &Lanes) -> Lanes {
+    for ((sum, codes), step) in sum.iter_mut().zip(codes).zip(steps) {
+        *sum = _mm512_add_ps(*sum, _mm512_mul_ps(*codes, *step));
     }
-    x
+    sum
 }
 
 /// `sum[j] += code j * steps[j]` for 32 codes; ONTO_ZERO: as if `sum` were zeros.
@@ -240,14 +245,8 @@ fn products(codes: &Lanes, steps: &Lanes) -> Lanes {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn accumulate<const ONTO_ZERO: bool>(codes: &Lanes, steps: &Lanes, sum: &mut [f32; BLOCK]) {
     fetch_ahead(sum);
-    if ONTO_ZERO {
-        return store(&products(codes, steps), sum);
-    }
-    let mut x = load(sum);
-    for ((x, codes), step) in x.iter_mut().zip(codes).zip(steps) {
-        *x = _mm512_add_ps(*x, _mm512_mul_ps(*codes, *step));
-    }
-    store(&x, sum);
+    let before = if ONTO_ZERO { splat(0.0) } else { load(sum) };
+    store(&plus_products(before, codes, steps), sum);
 }
 
 /// 32 values to nearest even, in order, as [`scalar::round`].
