@@ -185,7 +185,7 @@ fn a_message_larger_than_any_socket_buffer_does_not_deadlock(kind: Kind) {
     on_all(group(kind, 2), |rank, transport| {
         let out = vec![rank as u8 + 1; len];
         let (mut header, mut payload) = ([0; 4], vec![0; len]);
-        let sends = [SendOp::whole(1 - rank, [b"head", &out])];
+        let sends = [SendOp::new(1 - rank, [b"head", &out])];
         let mut recvs = [RecvOp {
             from: 1 - rank,
             header: &mut header,
@@ -233,6 +233,27 @@ fn nonfinite_input_is_the_same_error_on_all_ranks_and_the_group_goes_on(kind: Ki
                 &Owned::F32(partial(rank, features)),
             )
             .unwrap();
+        });
+    }
+}
+
+fn nonfinite_input_in_any_part_of_a_long_exchange_is_named_by_all_ranks(kind: Kind) {
+    let (tokens, features) = (400, 4096);
+    for algorithm in [Algorithm::OneShot, Algorithm::TwoShot, Algorithm::Lossless] {
+        on_all(group(kind, 3), |rank, transport| {
+            let communicator = Communicator::new(transport, config(algorithm));
+            let mut values = vec![1.0; tokens * features];
+            match rank {
+                0 => values[5] = f32::NAN,
+                2 => values[tokens * features - 1] = f32::INFINITY,
+                _ => {}
+            }
+            let error = reduce(&communicator, 3, &coarse(features), &Owned::F32(values)).unwrap_err();
+            let expected = ExchangeError::NonFinite {
+                site: site(3),
+                ranks: vec![0, 2],
+            };
+            assert_eq!(error, expected);
         });
     }
 }
@@ -334,6 +355,7 @@ on_every_transport!(
     messages_below_min_bytes_are_lossless,
     predicted_bytes_are_what_the_transport_counts,
     nonfinite_input_is_the_same_error_on_all_ranks_and_the_group_goes_on,
+    nonfinite_input_in_any_part_of_a_long_exchange_is_named_by_all_ranks,
     nonfinite_input_falls_back_to_the_lossless_sum_on_all_ranks,
     control_messages_arrive_whole_and_in_order_beside_exchanges,
     messages_from_several_threads_do_not_mix,

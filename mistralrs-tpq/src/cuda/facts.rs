@@ -164,7 +164,7 @@ pub fn tell_all(
     messages[rank] = *own;
     headers[rank] = *MAGIC;
     let peers = (0..ranks).filter(|peer| *peer != rank);
-    let sends: Vec<_> = peers.map(|to| SendOp::whole(to, [MAGIC, own])).collect();
+    let sends: Vec<_> = peers.map(|to| SendOp::new(to, [MAGIC, own])).collect();
     let room = messages.iter_mut().zip(&mut headers).enumerate();
     let mut recvs: Vec<_> = room
         .filter(|(from, _)| *from != rank)

@@ -3,10 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::stream::turn_len;
 use super::{Call, ExchangeError, ExchangeStats, HeaderField, RankSet, Site};
 use crate::codec::Dtype;
-use crate::transport::{Arrival, RecvOp, Rejected, SendOp, MAX_RANKS};
+use crate::transport::{Arrival, RecvOp, Rejected, SendOp, MAX_RANKS, PACE_BYTES};
 use crate::wire::{FrameHeader, FrameKind, WireError, FLAG_NONFINITE, FRAME_HEADER_LEN, FRAME_TRAILER_LEN};
 
 /// Headers on their way, by rank.
@@ -107,6 +106,10 @@ impl<'c> Outbox<'c> {
     /// Sends what goes out at once of the frame to `to`, of whose payload `ready` is there already. True when that was all.
     pub(super) fn offer(&mut self, to: usize, ready: &[u8], stats: &mut ExchangeStats) -> Result<bool, ExchangeError> {
         let start = Instant::now();
+        let ready = match self.call.transport.world_size() {
+            2 => ready,
+            _ => &ready[..ready.len().min(PACE_BYTES - FRAME_HEADER_LEN)],
+        };
         let taken = self.call.transport.offer(&self.rest(to, ready));
         let taken = taken.map_err(|source| self.call.lost(source))?;
         self.sent[to] += taken;
@@ -124,7 +127,7 @@ impl<'c> Outbox<'c> {
                 &self.headers[to][sent.min(FRAME_HEADER_LEN)..],
                 &payload[sent.saturating_sub(FRAME_HEADER_LEN)..],
             ],
-            turn: turn_len(payload.len()),
+            offered: sent,
         }
     }
 
@@ -132,7 +135,7 @@ impl<'c> Outbox<'c> {
     /// carries one frame in each direction.
     pub(super) fn rests<'a>(&'a self, payload: impl Fn(usize) -> &'a [u8]) -> [SendOp<'a>; MAX_RANKS] {
         let (rank, world_size) = self.call.place();
-        let mut sends = [SendOp::whole(0, [&[], &[]]); MAX_RANKS];
+        let mut sends = [SendOp::new(0, [&[], &[]]); MAX_RANKS];
         for (send, peer) in sends.iter_mut().zip(peers_from(rank, world_size)) {
             *send = self.rest(peer, payload(peer));
         }

@@ -23,6 +23,7 @@ mod in_order;
 mod in_process;
 mod lossless;
 mod one_shot;
+mod parts;
 mod policy;
 mod ring;
 mod scratch;
@@ -47,6 +48,7 @@ pub use sum_codec::GatherBits;
 use self::choices::Choices;
 use self::frames::Expected;
 use self::in_order::BadPayload;
+use self::parts::Parts;
 use self::scratch::Scratch;
 use crate::codec::{Codec, Dtype, Values, ValuesMut};
 use crate::transport::{Transport, TransportError};
@@ -154,6 +156,8 @@ struct Call<'a> {
     tokens: u32,
     dtype: Dtype,
     sequence: u64,
+    /// Of a long exchange, see [`parts`].
+    part: u32,
 }
 
 /// One exchange under way: this rank's input, and where everything goes.
@@ -219,6 +223,7 @@ impl Communicator {
             tokens,
             dtype: input.dtype(),
             sequence: next(sequence),
+            part: 0,
         };
         let mut run = Run {
             call,
@@ -252,6 +257,29 @@ impl Communicator {
 impl Run<'_, '_> {
     /// Returns the ranks whose input had NaN or infinity: the same on all ranks.
     fn run(&mut self, chosen: Chosen) -> Result<RankSet, ExchangeError> {
+        let shape = self.call.shape();
+        let features = shape.features;
+        let mut found = RankSet::default();
+        for (part, (start, end)) in Parts::new(chosen, shape, self.call.codec).bounds().enumerate() {
+            let (from, to) = (start * features, end * features);
+            let mut run = Run {
+                call: Call {
+                    tokens: (end - start) as u32,
+                    part: part as u32,
+                    ..self.call
+                },
+                scratch: self.scratch,
+                input: self.input.slice(from, to),
+                output: &mut self.output.slice(from, to),
+                stats: self.stats,
+            };
+            // Also after NaN: who has any in a later part belongs into the error.
+            found = found.with(run.run_part(chosen)?);
+        }
+        Ok(found)
+    }
+
+    fn run_part(&mut self, chosen: Chosen) -> Result<RankSet, ExchangeError> {
         match chosen {
             Chosen::Copy => {
                 accumulate::copy(self.input, self.output);
@@ -273,6 +301,15 @@ impl Call<'_> {
         (self.transport.rank(), self.transport.world_size())
     }
 
+    fn shape(&self) -> Shape {
+        Shape {
+            world_size: self.transport.world_size(),
+            tokens: self.tokens as usize,
+            features: self.codec.features(),
+            dtype: self.dtype,
+        }
+    }
+
     fn expected(&self, kind: crate::wire::FrameKind, codec: u8) -> Expected<'_> {
         Expected {
             site: self.site,
@@ -281,7 +318,7 @@ impl Call<'_> {
             dtype: self.dtype,
             sequence: self.sequence,
             tokens: self.tokens,
-            part: 0,
+            part: self.part,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::doubling::{core_size, sends_partial};
 use super::lossless::slice_of;
+use super::parts::Parts;
 use super::ring;
 use super::slices::Slices;
 use super::sum_codec::GatherBits;
@@ -82,7 +83,8 @@ impl Chosen {
         }
     }
 
-    /// Messages that have to follow each other, and messages that one rank sends.
+    /// Messages that have to follow each other, and messages that one rank sends. A long exchange, which runs in parts, has
+    /// them for each part; next to its bytes they are few.
     pub const fn steps(self, world_size: usize) -> (usize, usize) {
         let peers = world_size - 1;
         match self {
@@ -243,6 +245,14 @@ pub fn predict_bytes_sent(
     codec: &dyn Codec,
     gather_bits: GatherBits,
 ) -> u64 {
+    let of_part = |(start, end)| {
+        let tokens = end - start;
+        predict_part(chosen, Shape { tokens, ..shape }, rank, codec, gather_bits)
+    };
+    Parts::new(chosen, shape, codec).bounds().map(of_part).sum()
+}
+
+fn predict_part(chosen: Chosen, shape: Shape, rank: usize, codec: &dyn Codec, gather_bits: GatherBits) -> u64 {
     const FRAME: usize = FRAME_HEADER_LEN + FRAME_TRAILER_LEN;
     let Shape {
         world_size,

@@ -199,6 +199,7 @@ impl Communicator {
             tokens,
             dtype,
             sequence,
+            part: 0,
         }
     }
 }

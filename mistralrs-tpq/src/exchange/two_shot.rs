@@ -78,7 +78,7 @@ fn gather(run: &mut Run<'_, '_>, slices: &Slices<'_>, marks: RankSet) -> Result<
         call,
         slices,
         kind: FrameKind::TwoShotGather,
-        part: 0,
+        part: call.part,
     };
     run.scratch.prepare(slices.elements(rank), gather.frame_len(rank));
     let Scratch { sum, own, room } = &mut *run.scratch;

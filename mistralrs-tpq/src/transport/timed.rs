@@ -103,7 +103,7 @@ mod tests {
                         let timed = Timed::new(Arc::new(transport));
                         std::thread::sleep(if rank == 2 { LATE } else { Duration::ZERO });
                         let others: Vec<usize> = (0..3).filter(|other| *other != rank).collect();
-                        let sends: Vec<_> = others.iter().map(|&to| SendOp::whole(to, [b"head", b"body"])).collect();
+                        let sends: Vec<_> = others.iter().map(|&to| SendOp::new(to, [b"head", b"body"])).collect();
                         let mut room = [[0; 8]; 2];
                         let mut recvs: Vec<_> = others
                             .iter()

@@ -21,8 +21,9 @@ pub use header::{FrameHeader, FrameKind, FLAG_NONFINITE, FRAME_HEADER_LEN, FRAME
 pub use hello::{handshake, Digest, Hello, Identity, Prefix, Purpose, Reply, HELLO_BODY_LIMIT, PREFIX_LEN};
 pub use refusal::{HelloField, Refusal};
 
-/// Raised by every change of the bytes in this module; ranks with different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 2;
+/// Raised by every change of the bytes in this module or of the order in which an exchange sends them; ranks with different versions
+/// refuse each other.
+pub const PROTOCOL_VERSION: u16 = 3;
 
 // Lossless payloads are the host's own f32/bf16/f16 bytes; the format says little endian.
 #[cfg(target_endian = "big")]

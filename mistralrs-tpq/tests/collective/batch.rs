@@ -63,7 +63,26 @@ fn a_tokens_sum_has_the_same_bits_in_every_batch() {
     }
 }
 
-/// So the test above would see it.
+#[test]
+fn a_long_exchange_in_parts_has_the_bits_of_short_exchanges() {
+    // 48 KiB for each of three peers are 63 rows of these.
+    const WIDE: usize = 4096;
+    for world_size in [3, 4] {
+        for algorithm in [Algorithm::OneShot, Algorithm::TwoShot, Algorithm::Lossless] {
+            for codec in [0, 1] {
+                let together = sums(world_size, config(algorithm), codec, WIDE, &[211]);
+                let apart = sums(world_size, config(algorithm), codec, WIDE, &[60, 60, 60, 31]);
+                assert!(
+                    together == apart,
+                    "{world_size} ranks, codec {codec}, {}",
+                    algorithm.name()
+                );
+            }
+        }
+    }
+}
+
+/// So the first test would see it.
 #[test]
 fn auto_without_batch_invariance_rounds_a_token_differently_in_a_large_batch() {
     const WIDE: usize = 4096;

@@ -227,9 +227,9 @@ pub fn a_message_from_a_rank_that_left_is_an_error_that_names_it(kind: Kind) {
 pub fn operations_that_do_not_fit_the_group_are_refused_and_harm_nothing(kind: Kind) {
     on_all(group(kind, 2), |rank, transport| {
         let peer = 1 - rank;
-        let twice = [SendOp::whole(peer, [b"a", b"b"]); 2];
-        let bad = [SendOp::whole(2, [b"a", b"b"])];
-        let own = [SendOp::whole(rank, [b"a", b"b"])];
+        let twice = [SendOp::new(peer, [b"a", b"b"]); 2];
+        let bad = [SendOp::new(2, [b"a", b"b"])];
+        let own = [SendOp::new(rank, [b"a", b"b"])];
         for sends in [&twice[..], &bad[..], &own[..]] {
             let error = transport
                 .transfer(sends, &mut [], PATIENCE, &mut |_| Ok(()))

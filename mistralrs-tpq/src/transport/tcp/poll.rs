@@ -1,8 +1,7 @@
 //! The hot path: one transfer over the mesh, in the calling thread, without allocating.
 //!
 //! Messages are handed to the kernel one after the other, in the order of the sends: with three at once, TCP shares a rank's
-//! link unevenly, and 512 x 4096 values over four ranks at 100 Mbit/s took 1.17 times the wire's time. Long ones take
-//! turns, see [`SendOp::turn`].
+//! link unevenly, and 512 x 4096 values over four ranks at 100 Mbit/s took 1.17 times the wire's time.
 //!
 //! Each pass tries every unfinished write and read once. A pass that moves nothing is repeated for `busy_poll` (a
 //! decode step answers within microseconds, a sleeping thread takes tens of them to wake), then the thread sleeps in
@@ -17,15 +16,19 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use super::link::Link;
 use super::state::MeshState;
-use crate::transport::{Arrival, RecvOp, Rejected, SendOp, TransportError, MAX_RANKS};
+use crate::transport::{Arrival, RecvOp, Rejected, SendOp, TransportError, MAX_RANKS, PACE_BYTES};
 
 /// How long nothing may move before sends stop to wait for the one before.
 const STALL: Duration = Duration::from_millis(100);
 
-/// Which send may write, and up to which of its bytes.
-struct Turn {
-    send: usize,
-    end: usize,
+/// What is to be sent, and how far that is.
+struct Sends<'a> {
+    ops: &'a [SendOp<'a>],
+    sent: [usize; MAX_RANKS],
+    /// One after the other.
+    in_order: bool,
+    /// How many bytes of each message may leave for now.
+    limit: usize,
 }
 
 type OnProgress<'a> = dyn FnMut(Arrival<'_>) -> Result<(), Rejected> + 'a;
@@ -38,16 +41,13 @@ pub(super) fn transfer(
     deadline: Duration,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<(), TransportError> {
-    let mut sent = [0_usize; MAX_RANKS];
+    let mut sends = Sends::new(sends);
     let mut received = [0_usize; MAX_RANKS];
     let mut last_move = Instant::now();
-    let mut turn = Some(Turn { send: 0, end: 0 });
     loop {
-        let mut moved = match &mut turn {
-            Some(turn) => push_in_turn(mesh, sends, &mut sent, turn, last_move)?,
-            None => push_all(mesh, sends, &mut sent, last_move)?,
-        };
-        let mut open = unfinished(sends, &sent).next().is_some();
+        sends.keep_pace(recvs, &received);
+        let mut moved = sends.push(mesh, last_move)?;
+        let mut open = sends.unfinished().next().is_some();
         for (op, at) in recvs.iter_mut().zip(&mut received) {
             moved |= pull(mesh, op, at, last_move, on_progress)?;
             open |= *at < recv_len(op);
@@ -65,20 +65,19 @@ pub(super) fn transfer(
         }
         let idle = last_move.elapsed();
         if idle >= deadline {
-            return Err(mesh.fail(timeout(sends, &sent, recvs, &received, idle)));
+            return Err(mesh.fail(timeout(&sends, recvs, &received, idle)));
         }
-        // The peer whose turn it is does not read; the others need not wait for it.
+        // The peer whose message is the next does not read; the others need not wait for it.
         if idle >= STALL {
-            turn = None;
+            sends.in_order = false;
         }
         if idle < mesh.busy_poll {
             // Yielding and not spinning: with more ranks than cores the peer may need this very core to answer.
             std::thread::yield_now();
         } else {
-            let only = turn.as_ref().map(|turn| turn.send);
-            let patience = if only.is_some() { STALL.min(deadline) } else { deadline };
+            let patience = if sends.in_order { STALL.min(deadline) } else { deadline };
             let patience = patience.saturating_sub(idle);
-            sleep(mesh, sends, &sent, only, recvs, &received, patience)?;
+            sleep(mesh, &sends, recvs, &received, patience)?;
         }
     }
 }
@@ -92,52 +91,57 @@ pub(super) fn offer(mesh: &MeshState, op: &SendOp<'_>) -> Result<usize, Transpor
     Ok(at)
 }
 
-/// Writes until a socket takes no more, or the turn of a long message is over: short ones to many peers leave in one pass.
-/// True when something moved.
-fn push_in_turn(
-    mesh: &MeshState,
-    sends: &[SendOp<'_>],
-    sent: &mut [usize],
-    turn: &mut Turn,
-    since: Instant,
-) -> Result<bool, TransportError> {
-    let mut moved = 0;
-    loop {
-        let done = |send: usize| sent[send] >= send_len(&sends[send]);
-        let next = (turn.send..sends.len()).chain(0..turn.send).find(|&send| !done(send));
-        let Some(next) = next else { return Ok(moved > 0) };
-        if next != turn.send || sent[next] >= turn.end {
-            (turn.send, turn.end) = (next, sent[next].saturating_add(sends[next].turn));
+impl<'a> Sends<'a> {
+    const fn new(ops: &'a [SendOp<'a>]) -> Self {
+        Self {
+            ops,
+            sent: [0; MAX_RANKS],
+            in_order: true,
+            limit: usize::MAX,
         }
-        let (op, at) = (&sends[next], &mut sent[next]);
-        let before = *at;
-        push(mesh, op, at, turn.end, since)?;
-        moved += *at - before;
-        if *at < turn.end.min(send_len(op)) {
-            return Ok(moved > 0);
+    }
+
+    /// Sets the limit by what has come from the slowest peer.
+    fn keep_pace(&mut self, recvs: &[RecvOp<'_>], received: &[usize]) {
+        let open = recvs.iter().zip(received).filter(|(op, at)| **at < recv_len(op));
+        self.limit = match open.map(|(_, at)| *at).min() {
+            Some(slowest) if self.in_order && self.ops.len() > 1 => (slowest / PACE_BYTES + 1) * PACE_BYTES,
+            _ => usize::MAX,
+        };
+    }
+
+    /// Up to where send `index` may write now.
+    fn end(&self, index: usize) -> usize {
+        let op = &self.ops[index];
+        self.limit.saturating_sub(op.offered).min(send_len(op))
+    }
+
+    /// Those of which bytes are left.
+    fn unfinished(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.ops.len()).filter(|&index| self.sent[index] < send_len(&self.ops[index]))
+    }
+
+    /// Those that may write now.
+    fn writing(&self) -> impl Iterator<Item = usize> + '_ {
+        let ready = self.unfinished().filter(|&index| self.sent[index] < self.end(index));
+        ready.take(if self.in_order { 1 } else { MAX_RANKS })
+    }
+
+    /// Writes each once; in order, up to the first whose socket is full. True when something moved.
+    fn push(&mut self, mesh: &MeshState, since: Instant) -> Result<bool, TransportError> {
+        let mut moved = false;
+        for index in 0..self.ops.len() {
+            let end = self.end(index);
+            moved |= push(mesh, &self.ops[index], &mut self.sent[index], end, since)?;
+            if self.in_order && self.sent[index] < end {
+                break;
+            }
         }
-        let cut = *at < send_len(op);
-        (turn.send, turn.end) = ((next + 1) % sends.len(), 0);
-        if cut {
-            return Ok(true);
-        }
+        Ok(moved)
     }
 }
 
-fn push_all(
-    mesh: &MeshState,
-    sends: &[SendOp<'_>],
-    sent: &mut [usize],
-    since: Instant,
-) -> Result<bool, TransportError> {
-    let mut moved = false;
-    for (op, at) in sends.iter().zip(sent) {
-        moved |= push(mesh, op, at, usize::MAX, since)?;
-    }
-    Ok(moved)
-}
-
-/// Writes once, bytes of `op` before `end`. False when the socket takes nothing.
+/// Writes once, bytes of `op` before `end`. False when there are none or the socket takes nothing.
 fn push(mesh: &MeshState, op: &SendOp<'_>, at: &mut usize, end: usize, since: Instant) -> Result<bool, TransportError> {
     let [first, second] = op.parts;
     let end = end.min(first.len() + second.len());
@@ -194,18 +198,10 @@ fn pull(
     Ok(true)
 }
 
-/// Sends of which bytes are left.
-fn unfinished<'a>(sends: &'a [SendOp<'_>], sent: &'a [usize]) -> impl Iterator<Item = usize> + 'a {
-    (0..sends.len()).filter(|&send| sent[send] < send_len(&sends[send]))
-}
-
-/// Sleeps until something unfinished can move, the mesh fails, or `patience` is over. Of the sends, until `only` that one can,
-/// or any.
+/// Sleeps until something unfinished can move, the mesh fails, or `patience` is over.
 fn sleep(
     mesh: &MeshState,
-    sends: &[SendOp<'_>],
-    sent: &[usize],
-    only: Option<usize>,
+    sends: &Sends<'_>,
     recvs: &[RecvOp<'_>],
     received: &[usize],
     patience: Duration,
@@ -217,9 +213,8 @@ fn sleep(
         fds[count] = PollFd::new(link(mesh, op.from)?.as_fd(), PollFlags::POLLIN);
         count += 1;
     }
-    let of_turn = |send: &usize| only.is_none_or(|only| only == *send);
-    for op in unfinished(sends, sent).filter(of_turn).map(|send| &sends[send]) {
-        fds[count] = PollFd::new(link(mesh, op.to)?.as_fd(), PollFlags::POLLOUT);
+    for index in sends.writing() {
+        fds[count] = PollFd::new(link(mesh, sends.ops[index].to)?.as_fd(), PollFlags::POLLOUT);
         count += 1;
     }
     wait(&mut fds[..count], patience).map_err(|e| mesh.fail(TransportError::System { reason: e.to_string() }))
@@ -234,13 +229,7 @@ pub(super) fn wait(fds: &mut [PollFd<'_>], patience: Duration) -> Result<(), Err
     }
 }
 
-fn timeout(
-    sends: &[SendOp<'_>],
-    sent: &[usize],
-    recvs: &[RecvOp<'_>],
-    received: &[usize],
-    waited: Duration,
-) -> TransportError {
+fn timeout(sends: &Sends<'_>, recvs: &[RecvOp<'_>], received: &[usize], waited: Duration) -> TransportError {
     let silent = recvs
         .iter()
         .zip(received)
@@ -249,7 +238,7 @@ fn timeout(
     let mut ranks: Vec<usize> = silent.collect();
     let sending = ranks.is_empty();
     if sending {
-        ranks.extend(unfinished(sends, sent).map(|send| sends[send].to));
+        ranks.extend(sends.unfinished().map(|index| sends.ops[index].to));
     }
     TransportError::Timeout { ranks, sending, waited }
 }

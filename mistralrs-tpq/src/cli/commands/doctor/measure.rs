@@ -98,7 +98,7 @@ fn answer(mesh: &dyn Transport, to: usize, patience: Duration) -> Result<(), Tra
 }
 
 fn send(mesh: &dyn Transport, to: usize, bytes: &[u8], patience: Duration) -> Result<(), TransportError> {
-    let send = SendOp::whole(to, [bytes, &[]]);
+    let send = SendOp::new(to, [bytes, &[]]);
     mesh.transfer(&[send], &mut [], patience, &mut |_| Ok(()))
 }
 
