@@ -24,6 +24,8 @@ pub enum Command {
     EndSequence,
     /// Compare each encoded partial sum with its dequantized copy, and add up the error.
     Verify(bool),
+    /// Meet before each exchange on the processor, so that its times have no wait for a late rank in them.
+    Meet(bool),
     /// Answer with the state of one layer's observer. One at a time, because all of a large model do not fit into a message.
     GatherLayer(String),
     /// Answer with the counters of one codec choice, and with the digest of the logits once `logits` raw-logit

@@ -13,6 +13,7 @@ mod failures;
 mod group;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use half::{bf16, f16};
 use mistralrs_tpq::codec::{Codec, Dtype, Values, ValuesMut};
@@ -237,6 +238,23 @@ fn nonfinite_input_is_the_same_error_on_all_ranks_and_the_group_goes_on(kind: Ki
     }
 }
 
+fn ranks_that_meet_wait_for_the_last(kind: Kind) {
+    const LATE: Duration = Duration::from_millis(80);
+    let waited = on_all(group(kind, 3), |rank, transport| {
+        let communicator = Communicator::new(transport, config(Algorithm::Auto));
+        communicator.meet().unwrap();
+        let start = Instant::now();
+        if rank == 1 {
+            std::thread::sleep(LATE);
+        }
+        communicator.meet().unwrap();
+        let waited = start.elapsed();
+        reduce(&communicator, 0, &coarse(64), &Owned::F32(partial(rank, 64))).unwrap();
+        waited
+    });
+    assert!(waited.iter().all(|waited| *waited > LATE * 9 / 10), "{waited:?}");
+}
+
 fn nonfinite_input_in_any_part_of_a_long_exchange_is_named_by_all_ranks(kind: Kind) {
     let (tokens, features) = (400, 4096);
     for algorithm in [Algorithm::OneShot, Algorithm::TwoShot, Algorithm::Lossless] {
@@ -356,6 +374,7 @@ on_every_transport!(
     predicted_bytes_are_what_the_transport_counts,
     nonfinite_input_is_the_same_error_on_all_ranks_and_the_group_goes_on,
     nonfinite_input_in_any_part_of_a_long_exchange_is_named_by_all_ranks,
+    ranks_that_meet_wait_for_the_last,
     nonfinite_input_falls_back_to_the_lossless_sum_on_all_ranks,
     control_messages_arrive_whole_and_in_order_beside_exchanges,
     messages_from_several_threads_do_not_mix,

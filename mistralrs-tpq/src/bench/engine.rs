@@ -21,7 +21,7 @@ pub struct EngineCase {
     pub runs: usize,
 }
 
-/// One codec. Times are those of rank 0; the exchange's are the mean over the ranks, and include waiting for one another.
+/// One codec. Times are those of rank 0; the exchange's are the mean over the ranks, and include waiting for one another unless said.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EngineRow {
     pub codec: String,
@@ -38,6 +38,8 @@ pub struct EngineRow {
     pub decode_tokens_per_s: f64,
     pub prefill_exchange_ms: f64,
     pub prefill_exchange_share: f64,
+    /// The same in a run of its own, in which the ranks meet before each exchange: without the waiting.
+    pub prefill_exchange_met_ms: f64,
     /// Of one token.
     pub decode_exchange_ms: f64,
     pub decode_exchange_share: f64,
@@ -56,6 +58,7 @@ struct Taken {
 /// One run of a codec: the prompt up to the first token, and one token after that.
 struct Sample {
     prefill: Taken,
+    met: Taken,
     token: Taken,
 }
 
@@ -106,6 +109,15 @@ fn measure(
         node.command(&Command::Select(choice))?;
     }
     let (prefill, _) = timed(driver, node, choice, prompt, 1)?;
+    let met = match node {
+        Some(node) => {
+            node.command(&Command::Meet(true))?;
+            let (met, _) = timed(driver, Some(node), choice, prompt, 1)?;
+            node.command(&Command::Meet(false))?;
+            met
+        }
+        None => Taken::default(),
+    };
     let usage = driver.generate(prompt, 1 + generate)?.usage;
     let short = &prompt[..prompt.len().min(1)];
     let (first, _) = timed(driver, node, choice, short, 1)?;
@@ -116,7 +128,7 @@ fn measure(
         exchange_s: (all.exchange_s - first.exchange_s).max(0.0) / decoded(&short_usage)?,
         bytes: 0,
     };
-    Ok(Sample { prefill, token })
+    Ok(Sample { prefill, met, token })
 }
 
 /// Tokens after the first.
@@ -176,6 +188,7 @@ fn row(case: &EngineCase, codec: &str, ranks: usize, samples: &[Sample]) -> Engi
         decode_tokens_per_s: 1.0 / token,
         prefill_exchange_ms: in_prefill * 1e3,
         prefill_exchange_share: share(in_prefill, ttft),
+        prefill_exchange_met_ms: median(|s| s.met.exchange_s) * 1e3,
         decode_exchange_ms: in_token * 1e3,
         decode_exchange_share: share(in_token, token),
         prefill_bytes_per_rank: samples.iter().map(|s| s.prefill.bytes).max().unwrap_or(0),

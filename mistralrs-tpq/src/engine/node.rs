@@ -33,6 +33,7 @@ pub struct Node {
     selected: AtomicUsize,
     observing: AtomicBool,
     verifying: AtomicBool,
+    meeting: AtomicBool,
     /// The only layer that the selected codec is for, if there is one.
     only: Mutex<Option<String>>,
     rejoins: bool,
@@ -89,6 +90,7 @@ impl Node {
             selected: AtomicUsize::new(Self::CONFIGURED),
             observing: AtomicBool::new(false),
             verifying: AtomicBool::new(false),
+            meeting: AtomicBool::new(false),
             only: Mutex::default(),
             rejoins,
             slot: GroupSlot::default(),
@@ -205,6 +207,10 @@ impl Node {
 
     pub(super) fn verifying(&self) -> bool {
         self.verifying.load(Ordering::Acquire)
+    }
+
+    pub(super) fn meeting(&self) -> bool {
+        self.meeting.load(Ordering::Acquire)
     }
 
     pub(super) fn count(&self, choice: usize, codec: &dyn Codec, tokens: usize, dtype: Dtype, stats: &ExchangeStats) {
@@ -325,6 +331,7 @@ impl Node {
             Command::Record(on) => self.set_recording(*on)?,
             Command::Only(layer) => lock(&self.only).clone_from(layer),
             Command::Verify(on) => self.verifying.store(*on, Ordering::Release),
+            Command::Meet(on) => self.meeting.store(*on, Ordering::Release),
             Command::EndSequence => {
                 for observer in lock(&self.observers).values_mut() {
                     observer.end_sequence();

@@ -148,9 +148,11 @@ impl SiteReducer {
         let dtype = input.dtype();
         let step = node.step.current();
         let span = tracing::debug_span!(parent: &step, "exchange", site = %self.site, tokens).entered();
-        let stats = node
-            .communicator()?
-            .all_reduce(&self.site, codec.as_ref(), input, output.reborrow())?;
+        let communicator = node.communicator()?;
+        if node.meeting() {
+            communicator.meet()?;
+        }
+        let stats = communicator.all_reduce(&self.site, codec.as_ref(), input, output.reborrow())?;
         drop(span);
         if let Some(monitor) = monitor {
             monitor.exchanged(input, output.as_values(), stats.clipped)?;

@@ -51,7 +51,7 @@ use self::in_order::BadPayload;
 use self::parts::Parts;
 use self::scratch::Scratch;
 use crate::codec::{Codec, Dtype, Values, ValuesMut};
-use crate::transport::{Transport, TransportError};
+use crate::transport::{SendOp, Transport, TransportError, MAX_RANKS};
 
 /// One all-reduce of the model. Numbered alike on all ranks; the name is for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,6 +180,26 @@ impl Communicator {
 
     pub fn transport(&self) -> &Arc<dyn Transport> {
         &self.transport
+    }
+
+    /// Returns once all ranks are here: what is timed next has no wait for a late rank in it.
+    ///
+    /// # Errors
+    /// As [`Transport::transfer`].
+    pub fn meet(&self) -> Result<(), TransportError> {
+        let _one_at_a_time = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (rank, world_size) = (self.transport.rank(), self.transport.world_size());
+        let mut bytes = [[0; 1]; MAX_RANKS];
+        let mut sends = [SendOp::new(0, [&[], &[]]); MAX_RANKS];
+        let mut recvs = frames::no_recvs();
+        let operations = sends.iter_mut().zip(&mut recvs).zip(&mut bytes);
+        for (peer, ((send, recv), byte)) in frames::peers(rank, world_size).zip(operations) {
+            *send = SendOp::new(peer, [&[0], &[]]);
+            (recv.from, recv.header) = (peer, byte);
+        }
+        let (sends, recvs) = (&sends[..world_size - 1], &mut recvs[..world_size - 1]);
+        self.transport
+            .transfer(sends, recvs, self.config.timeout, &mut |_| Ok(()))
     }
 
     /// Writes the sum of all ranks' `input` to `output`; both are `tokens * codec.features()` elements of one dtype.

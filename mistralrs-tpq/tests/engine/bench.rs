@@ -30,6 +30,7 @@ fn bench_engine_tells_exchange_time_and_bytes_of_both_codecs() {
         assert_eq!(row["prompt_tokens"], 96);
         let share = row["prefill_exchange_share"].as_f64().unwrap();
         assert!(share > 0.0 && share < 1.0, "{row}");
+        assert!(row["prefill_exchange_met_ms"].as_f64().unwrap() > 0.0, "{row}");
         assert!(row["decode_tokens_per_s"].as_f64().unwrap() > 0.0, "{row}");
     }
     // 32 bits a value against 4.5, and 40 bytes a frame.

@@ -21,8 +21,9 @@ Examples:
   tpq bench engine -m model                                 (one process, no exchange)
 
 Lossless and configured codec take turns; medians. Times are of rank 0, those of the exchange the mean over the ranks, waiting
-for one another included. With --json a line is one codec: codec, ranks, prompt_tokens, generated_tokens, runs, ttft_ms,
-ttft_ms_min, ttft_ms_max, prefill_tokens_per_s, decode_tokens_per_s, prefill_exchange_ms, prefill_exchange_share,
+for one another included; \"without waits\" are those of a further run, in which the ranks meet before each exchange. With
+--json a line is one codec: codec, ranks, prompt_tokens, generated_tokens, runs, ttft_ms, ttft_ms_min, ttft_ms_max,
+prefill_tokens_per_s, decode_tokens_per_s, prefill_exchange_ms, prefill_exchange_share, prefill_exchange_met_ms (without waits),
 decode_exchange_ms (of one token, after a prompt of one), decode_exchange_share, prefill_bytes_per_rank.")]
 pub struct EngineArgs {
     #[command(flatten)]
@@ -80,6 +81,7 @@ fn table(rows: &[EngineRow]) -> Table {
         "decode (tok/s)",
         "exchange in prefill (ms)",
         "share",
+        "without waits (ms)",
         "exchange of a token (ms)",
         "share",
         "sent by a rank (MiB)",
@@ -95,6 +97,7 @@ fn table(rows: &[EngineRow]) -> Table {
             format!("{:.2}", row.decode_tokens_per_s),
             format!("{:.1}", row.prefill_exchange_ms),
             format!("{:.1}%", row.prefill_exchange_share * 100.0),
+            format!("{:.1}", row.prefill_exchange_met_ms),
             format!("{:.2}", row.decode_exchange_ms),
             format!("{:.1}%", row.decode_exchange_share * 100.0),
             format!("{:.2}", row.prefill_bytes_per_rank as f64 / f64::from(1 << 20)),
