@@ -34,15 +34,15 @@ pub(super) struct Parts {
 impl Parts {
     pub(super) fn new(chosen: Chosen, shape: Shape, codec: &dyn Codec) -> Self {
         let Shape { world_size, tokens, .. } = shape;
-        // Of what each peer gets one share.
-        let row = match chosen {
+        let row_len = match chosen {
             Chosen::TwoShot => codec.payload_len(1, shape.dtype),
             Chosen::LosslessTwoShot => shape.features * shape.dtype.size(),
             _ => 0,
         };
+        // Of one part, for each rank to add up.
         let rows = match world_size {
             0..=2 => usize::MAX,
-            _ => FRAME_BYTES.checked_div(row).unwrap_or(usize::MAX).max(1),
+            _ => FRAME_BYTES.checked_div(row_len).unwrap_or(usize::MAX).max(1),
         };
         Self {
             tokens,

@@ -31,7 +31,7 @@ pub(super) fn encode_slice(
     Ok(marks)
 }
 
-/// As [`encode_slice`], of the slices of all `owners` into `frames[owner]`. Each is offered whole, in their order, until all of the
+/// As [`encode_slice`], of the slices of all `owners` into `frames[owner]`. They are offered in their order, each once all of the
 /// one before went out. Returns this rank when any slice has NaN or infinity.
 pub(super) fn encode_slices(
     call: &Call<'_>,
@@ -45,8 +45,9 @@ pub(super) fn encode_slices(
     let mut waiting = owners.clone().enumerate().peekable();
     let mut marks = RankSet::default();
     for (encoded, owner) in owners.enumerate() {
-        let whole = |_: &[u8], _: &mut ExchangeStats| Ok(false);
-        marks = marks.with(encode_slice(call, slices, owner, input, frames[owner], stats, whole)?);
+        let is_next = waiting.peek().is_some_and(|&(place, _)| place == encoded);
+        let piece = |ready: &[u8], stats: &mut ExchangeStats| Ok(is_next && offer(owner, ready, stats)?);
+        marks = marks.with(encode_slice(call, slices, owner, input, frames[owner], stats, piece)?);
         while let Some(&(place, next)) = waiting.peek() {
             if place > encoded || !offer(next, &*frames[next], stats)? {
                 break;
