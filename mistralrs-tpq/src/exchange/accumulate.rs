@@ -24,7 +24,7 @@ pub(super) fn copy(input: Values<'_>, output: &mut ValuesMut<'_>) {
 }
 
 /// Rounds `sum` to elements `start..` of `output`, to nearest even.
-pub(super) fn round(sum: &[f32], output: &mut ValuesMut<'_>, start: usize) {
+pub(crate) fn round(sum: &[f32], output: &mut ValuesMut<'_>, start: usize) {
     let end = start + sum.len();
     match output {
         ValuesMut::F32(to) => to[start..end].copy_from_slice(sum),

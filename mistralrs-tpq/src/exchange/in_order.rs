@@ -10,7 +10,7 @@ const READY_ELEMENTS: usize = 32 << 10;
 
 /// f32 a sum works on at a time, half of a first-level cache: clearing and rounding blocks of 128 KiB, which a
 /// second-level cache holds, took a quarter of the time of an exchange of eight ranks on two cores.
-const BLOCK_ELEMENTS: usize = 4 << 10;
+pub(crate) const BLOCK_ELEMENTS: usize = 4 << 10;
 
 /// One term of a sum: `rank`'s payload. Rows of a payload have one length each, so any rows can be decoded alone.
 #[derive(Clone, Copy)]

@@ -38,8 +38,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+pub(crate) use accumulate::round;
 pub use error::{ExchangeError, HeaderField};
 pub use gate::{Gate, GateEntry};
+pub(crate) use in_order::BLOCK_ELEMENTS;
 pub use in_process::sum_in_process;
 pub use policy::{predict_bytes_sent, Algorithm, Chosen, LinkTable, Shape};
 pub use staged::{Delivery, Staging};

@@ -21,6 +21,9 @@ Examples:
   TPQ_KERNELS=scalar tpq bench codec   (or avx2, avx512, neon: the same bits by other instructions)
   tpq bench codec --device cuda --tokens 2048,1 --dtype bf16   (a build with the feature cuda)
 
+All in input bytes a second. \"decode\" adds to f32 sums in memory; \"sum\" does what an exchange does: it adds two payloads up in
+blocks that stay in the first-level cache and rounds them to the dtype, half of the time for each.
+
 With --device cuda a line is one kernel: time of one launch under a graph, bytes read and written by that time, a copy on the
 GPU of as many bytes beside it, and how many bytes or elements have other bits than the processor's; the exit code is then 1.")]
 pub struct CodecArgs {
@@ -90,8 +93,10 @@ fn codec_table(rows: &[CodecRow]) -> Table {
         "memcpy (GB/s)",
         "encode (GB/s)",
         "decode (GB/s)",
+        "sum (GB/s)",
         "encode/memcpy",
         "decode/memcpy",
+        "sum/memcpy",
     ];
     let right = numbers.map(|heading| (heading, Align::Right));
     let mut table = Table::new(
@@ -107,8 +112,10 @@ fn codec_table(rows: &[CodecRow]) -> Table {
             format!("{:.2}", row.memcpy_gb_s),
             format!("{:.2}", row.encode_gb_s),
             format!("{:.2}", row.decode_gb_s),
+            format!("{:.2}", row.sum_gb_s),
             format!("{:.2}", row.encode_vs_memcpy),
             format!("{:.2}", row.decode_vs_memcpy),
+            format!("{:.2}", row.sum_vs_memcpy),
         ]);
     }
     table
