@@ -87,6 +87,28 @@ fn a_table_and_a_plot_are_written() {
 }
 
 #[test]
+fn what_cannot_be_measured_or_written_is_said_before_anything_is() {
+    let sizes = ["--min-bytes", "10", "--max-bytes", "5"];
+    let nowhere = ["--write-table", "no/such/folder/link.yaml"];
+    for (args, expected) in [
+        (
+            &sizes[..],
+            "nothing to measure: no message of bf16 has --min-bytes 10 to --max-bytes 5",
+        ),
+        (&nowhere[..], "cannot write to the folder no/such/folder"),
+    ] {
+        let mut command = Command::cargo_bin("tpq").unwrap();
+        let output = command
+            .args(["bench", "exchange", "-n", "2"])
+            .args(args)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && text.contains(expected), "{text}");
+    }
+}
+
+#[test]
 fn encrypted_ranks_are_measured_and_get_the_same_sums() {
     let (ok, text) = tpq(&[
         "bench",

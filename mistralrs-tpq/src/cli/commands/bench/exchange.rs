@@ -115,6 +115,17 @@ pub struct ExchangeArgs {
 
 pub(super) fn run(args: &ExchangeArgs, global: &Global) -> Result<u8, CliError> {
     let cases = args.cases()?;
+    // Now, and not after minutes of measuring.
+    for path in [&args.plot, &args.write_table].into_iter().flatten() {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(CliError::io(
+                format!("cannot write to the folder {}", folder.display()),
+                missing,
+            ));
+        }
+    }
     if args.device != "cpu" && args.rank.is_none() {
         return Err(CliError::Usage(
             "with --device cuda each rank is a process of its own: give each --rank and --peers".to_owned(),
@@ -341,6 +352,12 @@ impl ExchangeArgs {
                 }
             }
             bytes *= self.factor;
+        }
+        if cases.is_empty() {
+            let (least, most, dtype) = (self.min_bytes, self.max_bytes, dtype.name());
+            return Err(CliError::Usage(format!(
+                "nothing to measure: no message of {dtype} has --min-bytes {least} to --max-bytes {most}"
+            )));
         }
         Ok(cases)
     }
