@@ -81,6 +81,7 @@ pub(super) struct Outbox<'c> {
     pub(super) call: &'c Call<'c>,
     headers: Headers,
     sent: [usize; MAX_RANKS],
+    addressed: usize,
 }
 
 impl<'c> Outbox<'c> {
@@ -89,6 +90,7 @@ impl<'c> Outbox<'c> {
             call,
             headers: [[0; FRAME_HEADER_LEN]; MAX_RANKS],
             sent: [0; MAX_RANKS],
+            addressed: 0,
         }
     }
 
@@ -101,13 +103,14 @@ impl<'c> Outbox<'c> {
     fn address_marked(&mut self, to: usize, expected: Expected<'_>, nonfinite: bool, payload_len: usize) {
         self.headers[to] = expected.header(self.call.transport.rank(), nonfinite, payload_len);
         self.sent[to] = 0;
+        self.addressed += 1;
     }
 
     /// Sends what goes out at once of the frame to `to`, of whose payload `ready` is there already. True when that was all.
     pub(super) fn offer(&mut self, to: usize, ready: &[u8], stats: &mut ExchangeStats) -> Result<bool, ExchangeError> {
         let start = Instant::now();
-        let ready = match self.call.transport.world_size() {
-            2 => ready,
+        let ready = match self.addressed {
+            1 => ready,
             _ => &ready[..ready.len().min(PACE_BYTES - FRAME_HEADER_LEN)],
         };
         let taken = self.call.transport.offer(&self.rest(to, ready));
