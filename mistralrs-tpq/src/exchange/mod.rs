@@ -218,12 +218,7 @@ impl Communicator {
         mut output: ValuesMut<'_>,
     ) -> Result<ExchangeStats, ExchangeError> {
         let tokens = check_shape(codec, input, &output)?;
-        let shape = Shape {
-            world_size: self.transport.world_size(),
-            tokens: tokens as usize,
-            features: codec.features(),
-            dtype: input.dtype(),
-        };
+        let shape = self.shape(codec, tokens as usize, input.dtype());
         if shape.world_size == 1 {
             accumulate::copy(input, &mut output);
             return Ok(ExchangeStats::default());
@@ -236,17 +231,7 @@ impl Communicator {
         } = &mut *state;
         let chosen = choices.choose(&self.config, shape, codec);
         let mut stats = ExchangeStats::default();
-        let call = Call {
-            transport: &*self.transport,
-            timeout: self.config.timeout,
-            site,
-            codec,
-            gather_bits: self.config.gather_bits,
-            tokens,
-            dtype: input.dtype(),
-            sequence: next(sequence),
-            part: 0,
-        };
+        let call = self.call(site, codec, (tokens, input.dtype()), next(sequence));
         let mut run = Run {
             call,
             scratch,

@@ -66,7 +66,7 @@ impl Communicator {
         }
     }
 
-    fn shape(&self, codec: &dyn Codec, tokens: usize, dtype: Dtype) -> Shape {
+    pub(super) fn shape(&self, codec: &dyn Codec, tokens: usize, dtype: Dtype) -> Shape {
         Shape {
             world_size: self.transport.world_size(),
             tokens,
@@ -183,7 +183,7 @@ impl Communicator {
         Ok(stats)
     }
 
-    fn call<'a>(
+    pub(super) fn call<'a>(
         &'a self,
         site: &'a Site,
         codec: &'a dyn Codec,
