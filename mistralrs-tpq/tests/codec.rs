@@ -139,7 +139,7 @@ fn simd_gives_the_bits_of_the_specification_at_every_length() {
 fn vector_code_runs_where_the_processor_has_it() {
     assert_eq!(Level::scalar().name(), "scalar");
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512vbmi") {
+    if is_x86_feature_detected!("avx512vbmi2") {
         assert_eq!(Level::best().name(), "avx512");
     } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
         assert_eq!(Level::best().name(), "avx2");

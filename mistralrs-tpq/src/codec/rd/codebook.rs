@@ -62,7 +62,7 @@ pub const fn magnitudes(bits: u8) -> usize {
 
 /// The magnitude with this index, in steps.
 #[inline(always)]
-pub fn level(bits: u8, index: usize) -> f32 {
+pub const fn level(bits: u8, index: usize) -> f32 {
     match table(bits) {
         [] => index as f32 + 0.5,
         levels => levels[index],
@@ -102,18 +102,22 @@ pub const fn thresholds(bits: u8) -> [f32; MOST_THRESHOLDS] {
 }
 
 /// Positions beyond this many steps are clipped: farther from the highest level than any position inside from its own.
-pub fn clip(bits: u8) -> f32 {
+pub const fn clip(bits: u8) -> f32 {
     let highest = level(bits, magnitudes(bits) - 1);
     highest + worst_inside(bits)
 }
 
 /// The largest distance of a position inside the levels from its nearest one, in steps.
-pub fn worst_inside(bits: u8) -> f32 {
-    match table(bits) {
-        [] => 0.5,
-        levels => levels
-            .windows(2)
-            .map(|pair| 0.5 * (pair[1] - pair[0]))
-            .fold(levels[0], f32::max),
+pub const fn worst_inside(bits: u8) -> f32 {
+    let levels = table(bits);
+    if levels.is_empty() {
+        return 0.5;
     }
+    let mut worst = levels[0];
+    let mut at = 1;
+    while at < levels.len() {
+        worst = worst.max(0.5 * (levels[at] - levels[at - 1]));
+        at += 1;
+    }
+    worst
 }

@@ -1,5 +1,6 @@
 //! One rank's features by slot: in the order in which a row has them, each class from a whole block of slots on.
 
+use super::spans::{Span, SPAN};
 use super::{RdRank, RdTablesError, CLASSES, MAX_STEP};
 
 /// Slots that vector code takes at once.
@@ -22,6 +23,8 @@ pub struct Layout {
     inv_steps: Vec<[f32; BLOCK]>,
     /// By feature, its slot; [`Layout::absent`] for 0 bits.
     places: Vec<u32>,
+    /// The same by feature.
+    spans: Vec<Span>,
 }
 
 /// The features of one number of bits; the last block is filled up.
@@ -29,6 +32,8 @@ pub struct Layout {
 pub struct Class<'a> {
     pub bits: u8,
     pub count: usize,
+    /// Where its codes begin in [`Scratch::codes`](super::scratch::Scratch).
+    pub stream: usize,
     pub order: &'a [[u32; BLOCK]],
     pub steps: &'a [[f32; BLOCK]],
     pub inv_steps: &'a [[f32; BLOCK]],
@@ -53,6 +58,7 @@ impl Layout {
             steps: Vec::new(),
             inv_steps: Vec::new(),
             places: vec![0; features],
+            spans: Vec::new(),
         };
         for (class, sent) in SENT.into_iter().enumerate() {
             let members: Vec<u32> = (0u32..)
@@ -68,6 +74,11 @@ impl Layout {
         let absent = layout.absent() as u32;
         let zero_bits = layout.places.iter_mut().zip(bits).filter(|(_, bits)| **bits == 0);
         zero_bits.for_each(|(place, _)| *place = absent);
+        let mut starts = [0; SENT.len()];
+        for (start, class) in starts.iter_mut().zip(layout.classes()) {
+            *start = class.stream;
+        }
+        layout.spans = Span::of_row(bits, steps, starts);
         Ok(layout)
     }
 
@@ -94,6 +105,15 @@ impl Layout {
         &self.places
     }
 
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
+    /// Bytes of the codes of all classes, each with a span to spare: whole spans are read and written.
+    pub fn streams_len(&self) -> usize {
+        self.absent() + SENT.len() * SPAN
+    }
+
     /// One beyond the last slot: the place of what is not sent.
     pub fn absent(&self) -> usize {
         self.order.len() * BLOCK
@@ -103,11 +123,15 @@ impl Layout {
     #[inline(always)]
     pub fn classes(&self) -> impl Iterator<Item = Class<'_>> {
         let (mut order, mut steps, mut inv_steps) = (&self.order[..], &self.steps[..], &self.inv_steps[..]);
+        let mut next_stream = 0;
         SENT.into_iter().zip(self.counts).map(move |(bits, count)| {
             let blocks = count.div_ceil(BLOCK);
+            let stream = next_stream;
+            next_stream += blocks * BLOCK + SPAN;
             Class {
                 bits,
                 count,
+                stream,
                 order: take(&mut order, blocks),
                 steps: take(&mut steps, blocks),
                 inv_steps: take(&mut inv_steps, blocks),

@@ -5,10 +5,12 @@
 //! alike. Steps and bits per feature and rank come from calibration (`calibrate::allocate`). A feature of 16 bits travels as
 //! BF16 as it is, one of 0 bits not at all. Rows of all ranks have one length: that of the longest, the others are padded.
 
+pub(super) mod cells;
 pub(crate) mod codebook;
 pub(super) mod layout;
 pub(super) mod row;
 pub(super) mod scratch;
+pub(super) mod spans;
 
 use std::cell::RefCell;
 
@@ -133,7 +135,7 @@ impl Rows for Rd {
 
     /// Two multiplies and one add an element: the step is scaled by the token's gain first.
     fn decode_row(&self, layout: &&Layout, row: &[u8], onto: Onto, sum: &mut [f32]) -> Result<(), BadRow> {
-        Ok(SCRATCH.with_borrow_mut(|scratch| self.level.rd_decode_row(layout, row, scratch, onto.cleared(sum)))?)
+        Ok(SCRATCH.with_borrow_mut(|scratch| self.level.rd_decode_row(layout, row, scratch, onto, sum))?)
     }
 }
 

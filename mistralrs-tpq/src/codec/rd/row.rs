@@ -33,6 +33,12 @@ pub fn energy<T: Element>(values: &[T], counted: impl Fn(f32) -> f32) -> f64 {
         .iter()
         .for_each(|block| lanes.iter_mut().zip(block).for_each(add));
     lanes.iter_mut().zip(rest).for_each(add);
+    added_in_halves(lanes)
+}
+
+/// The sum of what the lanes of [`energy`] hold.
+#[inline(always)]
+pub fn added_in_halves(mut lanes: [f64; BLOCK]) -> f64 {
     let mut half = BLOCK / 2;
     while half > 0 {
         let (low, high) = lanes.split_at_mut(half);
@@ -135,7 +141,7 @@ pub fn decode(layout: &Layout, row: &[u8], sum: &mut [f32]) -> Result<(), BadWor
 
 /// What a code stands for, in steps.
 #[inline(always)]
-pub fn level(bits: u8, code: usize) -> f32 {
+pub const fn level(bits: u8, code: usize) -> f32 {
     let magnitude = codebook::level(bits, code & (magnitudes(bits) - 1));
     if code < magnitudes(bits) {
         magnitude

@@ -8,6 +8,8 @@ use super::layout::{Layout, BLOCK};
 pub struct Scratch {
     /// Encoding: the row, where it is not f32. Decoding: what is added, by slot.
     pub values: Vec<f32>,
+    /// A byte for each feature, class by class, where codes are sorted and not loaded by slot.
+    pub codes: Vec<u8>,
     pub parts: Parts,
 }
 
@@ -25,6 +27,9 @@ impl Scratch {
         let values = layout.features().max(layout.absent()) + BLOCK;
         if self.values.len() < values {
             self.values.resize(values, 0.0);
+        }
+        if self.codes.len() < layout.streams_len() {
+            self.codes.resize(layout.streams_len(), 0);
         }
         let Parts {
             nibbles,

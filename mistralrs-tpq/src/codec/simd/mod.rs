@@ -213,7 +213,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => avx2.rd_encode_row(layout, values, scratch, row),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(avx512) => avx512.avx2().rd_encode_row(layout, values, scratch, row),
+            Isa::Avx512(avx512) => avx512.rd_encode_row(layout, values, scratch, row),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => neon.rd_encode_row(layout, values, scratch, row),
         }
@@ -224,16 +224,17 @@ impl Level {
         layout: &Layout,
         row: &[u8],
         scratch: &mut Scratch,
+        onto: Onto,
         sum: &mut [f32],
     ) -> Result<(), BadWord> {
         match self.0 {
-            Isa::Scalar => row::decode(layout, row, sum),
+            Isa::Scalar => row::decode(layout, row, onto.cleared(sum)),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(avx2) => avx2.rd_decode_row(layout, row, scratch, sum),
+            Isa::Avx2(avx2) => avx2.rd_decode_row(layout, row, scratch, onto.cleared(sum)),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(avx512) => avx512.avx2().rd_decode_row(layout, row, scratch, sum),
+            Isa::Avx512(avx512) => avx512.rd_decode_row(layout, row, scratch, onto, sum),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon(neon) => neon.rd_decode_row(layout, row, scratch, sum),
+            Isa::Neon(neon) => neon.rd_decode_row(layout, row, scratch, onto.cleared(sum)),
         }
     }
 

@@ -35,7 +35,9 @@ macro_rules! rd_rows {
         fn encode_row<T: Element>(layout: &Layout, values: &[T], scratch: &mut Scratch, row: &mut [u8]) -> EncodeStats {
             assert_eq!(values.len(), layout.features(), "one row");
             scratch.prepare(layout);
-            let Scratch { values: wide, parts } = scratch;
+            let Scratch {
+                values: wide, parts, ..
+            } = scratch;
             let x = widened(values, wide);
             let energy = energy(x, |x| x);
             if !energy.is_finite() {
@@ -110,7 +112,7 @@ macro_rules! rd_rows {
         /// Blocks of parts into a plane, `BYTES` bytes each.
         #[inline]
         #[target_feature(enable = $features)]
-        fn pack_plane<const BYTES: usize>(parts: &[[u8; BLOCK]], plane: &mut [u8]) {
+        pub fn pack_plane<const BYTES: usize>(parts: &[[u8; BLOCK]], plane: &mut [u8]) {
             let (whole, rest) = plane.as_chunks_mut::<BYTES>();
             for (bytes, parts) in whole.iter_mut().zip(parts) {
                 pack(parts, bytes);
@@ -132,6 +134,7 @@ macro_rules! rd_rows {
             let Scratch {
                 values: levels,
                 parts,
+                ..
             } = scratch;
             let planes = layout.planes();
             let bytes = &row[planes.bytes..planes.nibbles];
@@ -210,7 +213,7 @@ macro_rules! rd_rows {
         /// The reverse of [`pack_plane`].
         #[inline]
         #[target_feature(enable = $features)]
-        fn unpack_plane<const BYTES: usize>(plane: &[u8], parts: &mut [[u8; BLOCK]]) {
+        pub fn unpack_plane<const BYTES: usize>(plane: &[u8], parts: &mut [[u8; BLOCK]]) {
             let (whole, rest) = plane.as_chunks::<BYTES>();
             for (bytes, parts) in whole.iter().zip(&mut *parts) {
                 *parts = unpack(bytes);

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-mod rd;
+pub(super) mod rd;
 
 use super::rows::rows;
 use super::{Onto, AT_ONCE, BLOCK, BLOCK_BYTES, MAX_BF16, MAX_FINITE};
@@ -257,9 +257,16 @@ fn accumulate<const ONTO_ZERO: bool>(codes: &[__m128i; 4], steps: &Lanes, sum: &
 /// Asks for what lies `AHEAD_BYTES` after `block`.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-#[allow(unused_unsafe, reason = "newer compilers know that a prefetch is safe")]
 pub(super) fn fetch_ahead<T>(block: &[T; BLOCK]) {
-    let ahead = block.as_ptr().wrapping_byte_add(AHEAD_BYTES).cast::<i8>();
+    fetch_after(block, AHEAD_BYTES);
+}
+
+/// Asks for what lies `bytes` after `block`.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+#[allow(unused_unsafe, reason = "newer compilers know that a prefetch is safe")]
+pub(super) fn fetch_after<T>(block: &[T; BLOCK], bytes: usize) {
+    let ahead = block.as_ptr().wrapping_byte_add(bytes).cast::<i8>();
     for line in 0..size_of_val(block) / LINE_BYTES {
         // SAFETY: a prefetch may name any address; where nothing is mapped it does nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_byte_add(line * LINE_BYTES)) };

@@ -1,4 +1,4 @@
-//! AVX-512 lanes: 32 values as two vectors of sixteen. What `rd` and its entropy coder do stays with AVX2.
+//! AVX-512 lanes: 32 values as two vectors of sixteen.
 
 #![allow(unsafe_code)]
 
@@ -6,7 +6,9 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::avx2::{fetch_ahead, Avx2};
+mod rd;
+
+use super::avx2::fetch_ahead;
 use super::rows::rows;
 use super::{Onto, AT_ONCE, BLOCK, BLOCK_BYTES, MAX_BF16, MAX_FINITE};
 use crate::codec::entropy::layout;
@@ -15,23 +17,19 @@ use crate::codec::scalar::{self, BadWord, PaperRow, Width, BIAS};
 use crate::codec::values::{Dtype, Element};
 use crate::codec::EncodeStats;
 
-/// Proof that the processor has AVX-512 with VBMI: Ice Lake, Zen 4 and later. The ones before also slow down where vectors of
+/// Proof that the processor has AVX-512 with VBMI and VBMI2: Ice Lake, Zen 4 and later. The ones before also slow down where vectors of
 /// 512 bits are in use, and AVX2 serves them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Avx512(Avx2);
+pub struct Avx512(());
 
 impl Avx512 {
     pub fn new() -> Option<Self> {
         let found = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vbmi");
-        Avx2::new().filter(|_| found).map(Self)
-    }
-
-    /// The kernels that AVX-512 does not have.
-    pub const fn avx2(self) -> Avx2 {
-        self.0
+            && is_x86_feature_detected!("avx512vbmi")
+            && is_x86_feature_detected!("avx512vbmi2");
+        found.then_some(Self(()))
     }
 }
 
