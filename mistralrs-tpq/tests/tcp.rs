@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use mistralrs_tpq::codec::{Dtype, Values, ValuesMut};
 use mistralrs_tpq::exchange::{Communicator, ExchangeConfig, Site};
 use mistralrs_tpq::transport::tcp::{JoinError, MeshConfig, TcpMesh};
-use mistralrs_tpq::transport::{Patience, RecvOp, SendOp, Transport, TransportError};
+use mistralrs_tpq::transport::{Arrival, Patience, RecvOp, SendOp, Transport, TransportError, PACE_BYTES};
 use mistralrs_tpq::wire::{HelloField, Refusal, WireError};
 
 use coarse::Coarse;
@@ -408,6 +408,49 @@ fn a_peer_that_does_not_read_does_not_keep_the_others_from_their_messages() {
         }
         moved.unwrap();
     });
+}
+
+#[test]
+fn a_rank_that_sends_to_two_waits_for_the_slower_until_nothing_moves() {
+    // After as long, whoever can is served.
+    const STALL: Duration = Duration::from_millis(100);
+    let len = 4 << 20;
+    // When rank 0 began, and when the others had more than it may be ahead of rank 2, which sends nothing before it has all.
+    let times = on_all(tcp_group(3, |_| ()), |rank, transport| {
+        let message = vec![7_u8; len];
+        let peers: &[usize] = if rank == 0 { &[1, 2] } else { &[0] };
+        let mut rooms = vec![([0; 4], vec![0; len]); peers.len()];
+        let mut recvs: Vec<_> = peers
+            .iter()
+            .zip(&mut rooms)
+            .map(|(&from, (header, payload))| RecvOp { from, header, payload })
+            .collect();
+        let sends: Vec<_> = peers.iter().map(|&to| SendOp::new(to, [b"head", &message])).collect();
+        let (now, later) = if rank == 2 {
+            (&[][..], &sends[..])
+        } else {
+            (&sends[..], &[][..])
+        };
+        let mut beyond = None;
+        let began = Instant::now();
+        let mut on_progress = |arrival: Arrival<'_>| {
+            if matches!(arrival, Arrival::Payload { bytes, .. } if bytes.len() > PACE_BYTES) {
+                beyond.get_or_insert_with(Instant::now);
+            }
+            Ok(())
+        };
+        transport.transfer(now, &mut recvs, PATIENCE, &mut on_progress).unwrap();
+        transport.transfer(later, &mut [], PATIENCE, &mut |_| Ok(())).unwrap();
+        if rank == 0 {
+            began
+        } else {
+            beyond.unwrap()
+        }
+    });
+    for rank in [1, 2] {
+        let after = times[rank] - times[0];
+        assert!(after >= STALL, "rank {rank} after {after:?}");
+    }
 }
 
 #[test]
