@@ -27,6 +27,8 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 NAME = f"tpq{os.getpid()}"
+# Two packets of Ethernet and a little.
+STRICT_BURST = "4kb"
 
 
 def sh(*command, **kwargs):
@@ -42,12 +44,13 @@ class Network:
 
     interface = "eth0"
 
-    def __init__(self, ranks, rate, burst="128kb", congestion=None):
+    def __init__(self, ranks, rate, burst="128kb", congestion=None, strict=False):
         self.ranks = [f"{NAME}r{rank}" for rank in range(ranks)]
         self.switch = f"{NAME}sw"
         self.rate = rate
-        self.burst = burst
+        self.burst = STRICT_BURST if strict else burst
         self.congestion = congestion
+        self.strict = strict
 
     def __enter__(self):
         try:
@@ -70,6 +73,8 @@ class Network:
             sh(*inside(namespace, "ip", "addr", "add", f"{self.address(rank)}/24", "dev", "eth0"))
             sh(*inside(namespace, "ip", "link", "set", "dev", "eth0", "up"))
             sh(*inside(namespace, "ip", "link", "set", "lo", "up"))
+            if self.strict:
+                sh(*inside(namespace, "ip", "link", "set", "dev", "eth0", "gso_max_segs", "1"))
             if self.rate != "none":
                 # A host's queue holds a thousand packets of up to 64 KiB, a switch's about this. Where the host's own drops
                 # one, its TCP may wait for half a second: with 1 MB there, eight ranks' 99th percentile was 560 to 800 ms.
@@ -171,6 +176,8 @@ class Cores:
 def tpq_rows(network, tokens, args):
     peers, size = network.peers(), str(tokens * args.features * 2)
     base = [args.tpq, "bench", "exchange", "--json", "--insecure", "--min-bytes", size, "--max-bytes", size]
+    # The network's, whatever it is: to be compared.
+    base += ["--congestion-control", "system"] if args.congestion else []
     base += ["--gather-bits", str(args.gather_bits), "--features", str(args.features), "--seconds", str(args.seconds)]
     cases = [["--codec", "none"]]
     for codec in args.codec.split(","):
@@ -207,7 +214,12 @@ def main():
         default="128kb",
         help="what a link that was idle sends at once; with less than 70kb the kernel cuts a sender's 64 KiB packets, at twice the CPU time",
     )
-    parser.add_argument("--congestion", help="TCP's congestion control in the namespaces, such as cubic; default: the host's")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="time that a link was idle is lost, as on a real one: packets of 1500 bytes, at several times the CPU time",
+    )
+    parser.add_argument("--congestion", help="TCP's congestion control in the namespaces, such as cubic; default: the host's, which tpq replaces where it is bbr")
     parser.add_argument("--tokens", default="512", help="rows of a message, separated by commas")
     parser.add_argument("--features", type=int, default=4096)
     parser.add_argument("--algorithm", default="auto,one_shot,two_shot,ring,doubling")
@@ -223,7 +235,9 @@ def main():
     # So that the namespaces go when the script is told to.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for ranks in map(int, args.ranks.split(",")):
-        with Loopback(ranks) if args.rate == "loopback" else Network(ranks, args.rate, args.burst, args.congestion) as network:
+        with Loopback(ranks) if args.rate == "loopback" else Network(
+            ranks, args.rate, args.burst, args.congestion, args.strict
+        ) as network:
             rate = stream_rate(network)
             rows = [row for tokens in args.tokens.split(",") for row in tpq_rows(network, int(tokens), args)]
             rows += gloo_rows(network, args) if args.gloo else []

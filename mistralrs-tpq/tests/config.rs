@@ -7,6 +7,7 @@ use mistralrs_tpq::config::{
     BudgetScope, CodecPlan, Environment, Nonfinite, OutlierCount, Plan, Topology, TopologySource,
 };
 use mistralrs_tpq::exchange::Algorithm;
+use mistralrs_tpq::transport::tcp::Congestion;
 
 #[path = "config/drift.rs"]
 mod drift;
@@ -84,7 +85,7 @@ fn the_commented_file_states_the_defaults() {
 fn a_full_file_means_what_it_says() {
     let plan = parse(
         "version: 1\ngroup: {rank: 1, peers: [\"10.0.0.1:7700\", \"[fd00::2]:7700\"], insecure: true, connect_timeout_s: 5, \
-         timeout_s: 2.5, heartbeat_s: 0.5, busy_poll_us: 0}\ncodec: {kind: paper, manifest: m/manifest.yaml}\n\
+         timeout_s: 2.5, heartbeat_s: 0.5, busy_poll_us: 0, congestion_control: reno}\ncodec: {kind: paper, manifest: m/manifest.yaml}\n\
          exchange: {algorithm: one_shot, nonfinite: fallback, min_tokens: 8, prefill_only: true}\n\
          calibration: {sequences: 3, tokens: 4, ema: 0.5, outliers: {k: 7}, seed: 9}\n",
     );
@@ -92,6 +93,7 @@ fn a_full_file_means_what_it_says() {
     assert_eq!(plan.links.heartbeat, Duration::from_millis(500));
     assert_eq!(plan.links.connect_timeout, Duration::from_secs(5));
     assert_eq!(plan.links.busy_poll, Duration::ZERO);
+    assert_eq!(plan.links.congestion, Congestion::Named("reno".to_owned()));
     assert_eq!(
         plan.codec,
         CodecPlan::Paper {
@@ -362,6 +364,14 @@ fn every_wrong_value_names_key_value_and_expected() {
         (
             "group: {busy_poll_us: 100001}",
             "`group.busy_poll_us` is 100001, expected a whole number from 0 to 100000",
+        ),
+        (
+            "group: {congestion_control: 3}",
+            "`group.congestion_control` is 3, expected auto, system, or a name such as cubic",
+        ),
+        (
+            "group: {congestion_control: more-than-15-bytes}",
+            "`group.congestion_control` is `more-than-15-bytes`, expected auto, system, or a name such as cubic",
         ),
         (
             "group: {peers: 3}",

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use mistralrs_tpq::codec::{Dtype, Values, ValuesMut};
 use mistralrs_tpq::exchange::{Communicator, ExchangeConfig, Site};
-use mistralrs_tpq::transport::tcp::{JoinError, MeshConfig, TcpMesh};
+use mistralrs_tpq::transport::tcp::{Congestion, JoinError, MeshConfig, TcpMesh};
 use mistralrs_tpq::transport::{Arrival, Patience, RecvOp, SendOp, Transport, TransportError, PACE_BYTES};
 use mistralrs_tpq::wire::{HelloField, Refusal, WireError};
 
@@ -214,6 +214,22 @@ fn addresses_beyond_loopback_need_insecure() {
         assert!(matches!(error, JoinError::NotLoopback { .. }), "{error}");
         assert!(error.to_string().contains("insecure: true"), "{error}");
     }
+}
+
+#[test]
+fn a_congestion_control_that_the_host_does_not_have_is_named_before_ranks_meet() {
+    let (listeners, peers) = listeners(2);
+    let config = MeshConfig {
+        congestion: Congestion::from_name("no_such"),
+        ..mesh_config(0, &peers)
+    };
+    let error = TcpMesh::connect_on(listeners.into_iter().next().unwrap(), config).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, JoinError::Congestion { .. }), "{text}");
+    assert!(
+        text.contains("`congestion_control`") && text.contains("no_such") && text.contains("allowed are"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::exchange::{self, ExchangePlan};
 use super::peer::{self, PeerAddr};
 use super::raw::{describe, Document, Section};
 use crate::manifest::Digest;
+use crate::transport::tcp::Congestion;
 use serde_yaml::Value;
 use sha2::{Digest as _, Sha256};
 use std::io::Read;
@@ -44,7 +45,7 @@ pub struct Group {
 }
 
 /// How links between ranks behave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Links {
     pub insecure: bool,
@@ -58,6 +59,7 @@ pub struct Links {
     /// At most half of `timeout`.
     pub heartbeat: Duration,
     pub busy_poll: Duration,
+    pub congestion: Congestion,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -129,6 +131,7 @@ impl Plan {
                 "timeout_s",
                 "heartbeat_s",
                 "busy_poll_us",
+                "congestion_control",
             ],
         )?;
         let codec = codec::parse(&root.section("codec", &codec::KEYS)?, origin)?;
@@ -268,7 +271,21 @@ fn links(group: &Section<'_>) -> Result<Links, ConfigError> {
         timeout,
         heartbeat,
         busy_poll: busy_poll.map_or(defaults::BUSY_POLL, Duration::from_micros),
+        congestion: congestion(group)?,
     })
+}
+
+fn congestion(group: &Section<'_>) -> Result<Congestion, ConfigError> {
+    const KEY: &str = "congestion_control";
+    let Some(value) = group.get(KEY) else {
+        return Ok(Congestion::default());
+    };
+    // The kernel's limit is 15 bytes.
+    let is_name = |name: &&str| (1..16).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic());
+    match value.as_str().filter(is_name) {
+        Some(name) => Ok(Congestion::from_name(name)),
+        None => Err(group.wrong(KEY, value, "auto, system, or a name such as cubic")),
+    }
 }
 
 fn ranks(group: &Section<'_>) -> Result<Option<Group>, ConfigError> {

@@ -78,6 +78,7 @@ pub(super) fn connect(plan: &Plan, place: &Place, identity: Identity) -> Result<
         encrypt: plan.links.encrypt,
         insecure: plan.links.insecure,
         busy_poll: plan.links.busy_poll,
+        congestion: plan.links.congestion.clone(),
         ..MeshConfig::new(place.rank, place.peers.clone(), identity)
     };
     let listener = place.listener.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -49,6 +49,15 @@ pub enum JoinError {
     Left { rank: usize },
     #[error(transparent)]
     Refused(#[from] Refusal),
+    #[error(
+        "`congestion_control`: this host does not let this process use {name} ({reason}); allowed are: {allowed}. More are with `sysctl \
+         net.ipv4.tcp_allowed_congestion_control`, or leave the key out"
+    )]
+    Congestion {
+        name: String,
+        reason: String,
+        allowed: String,
+    },
     #[error("setting up the sockets failed: {reason}")]
     System { reason: String },
 }

@@ -6,6 +6,7 @@
 //! * `secure` authenticates a connection from the group's [`Secret`], which anything but loopback needs, and encrypts it.
 //! * [`ring`] and [`star`] learn `peers` in an existing deployment, from RING_CONFIG or MISTRALRS_MN_*.
 
+mod congestion;
 mod control;
 mod entry;
 mod error;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+pub use congestion::Congestion;
 pub use error::JoinError;
 pub use secure::{Secret, SecretTooShort};
 
@@ -54,6 +56,8 @@ pub struct MeshConfig {
     pub insecure: bool,
     /// How long a transfer tries again before it sleeps. Longer costs CPU, shorter costs wake-ups. Default 20 us.
     pub busy_poll: Duration,
+    /// By which rules TCP shares a wire between data connections.
+    pub congestion: Congestion,
     /// Longest control message. Default 64 MiB.
     pub message_limit: usize,
 }
@@ -71,6 +75,7 @@ impl MeshConfig {
             encrypt: false,
             insecure: false,
             busy_poll: Duration::from_micros(20),
+            congestion: Congestion::default(),
             message_limit: DEFAULT_MESSAGE_LIMIT,
         }
     }
@@ -86,7 +91,7 @@ impl MeshConfig {
         if self.encrypt && self.secret.is_none() {
             return Err(JoinError::EncryptWithoutSecret);
         }
-        Ok(())
+        self.congestion.check()
     }
 
     /// Whether links may reach beyond this host.
@@ -144,6 +149,14 @@ impl TcpMesh {
                 .transpose()
                 .map_err(JoinError::system)
         };
+        let mut chosen = None;
+        for connection in joined.data.iter().flatten() {
+            let applied = config.congestion.apply(&connection.stream);
+            chosen = applied.map_err(JoinError::system)?.or(chosen);
+        }
+        if let Some(name) = chosen {
+            tracing::info!("data connections use TCP's {name}, whatever the host's default is");
+        }
         let data = joined.data.into_iter().map(link).collect::<Result<_, _>>()?;
         let control = joined
             .control

@@ -22,7 +22,7 @@ use crate::cuda::GpuLink;
 use crate::exchange::{Algorithm, ExchangeConfig, Gate, GatherBits};
 use crate::report::plot::{plot, Axes, Mark, Series};
 use crate::report::{Align, Table};
-use crate::transport::tcp::{MeshConfig, Secret, TcpMesh};
+use crate::transport::tcp::{Congestion, MeshConfig, Secret, TcpMesh};
 use crate::transport::Transport;
 use crate::wire::Identity;
 
@@ -96,6 +96,9 @@ pub struct ExchangeArgs {
     /// How long a rank tries again before it sleeps. Microseconds
     #[arg(long, value_name = "US", default_value_t = 20)]
     busy_poll_us: u64,
+    /// As `group.congestion_control` in tpq.yaml: auto, system, or a name such as cubic
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    congestion_control: String,
     /// Where the partial sums are: cpu, or cuda (a build with that feature), each rank a process of its own
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = ["cpu", "cuda"])]
     device: String,
@@ -302,6 +305,7 @@ impl ExchangeArgs {
             encrypt: self.encrypt,
             secret,
             busy_poll: Duration::from_micros(self.busy_poll_us),
+            congestion: Congestion::from_name(&self.congestion_control),
             ..MeshConfig::new(rank, peers, identity)
         };
         let mesh = match listener {

@@ -13,6 +13,7 @@ use crate::cli::args::Global;
 use crate::cli::{emit, emit_json, CliError};
 use crate::codec::Dtype;
 use crate::config::{Environment, Plan, Topology};
+use crate::exchange::LinkTable;
 use crate::manifest::Manifest;
 use crate::report::{Align, Table};
 use crate::transport::tcp::{JoinError, MeshConfig, TcpMesh};
@@ -93,6 +94,7 @@ pub fn run(args: &DoctorArgs, global: &Global) -> Result<u8, CliError> {
         encrypt: plan.links.encrypt,
         insecure: plan.links.insecure,
         busy_poll: plan.links.busy_poll,
+        congestion: plan.links.congestion.clone(),
         ..MeshConfig::new(place.rank, peers.clone(), identity(&plan, manifest.as_ref()))
     };
     let mesh = TcpMesh::connect(config).map_err(failed)?;
@@ -102,7 +104,7 @@ pub fn run(args: &DoctorArgs, global: &Global) -> Result<u8, CliError> {
     );
     let links = measure::all_links(&mesh, plan.links.connect_timeout).map_err(anyhow::Error::from)?;
     if mesh.rank() == 0 {
-        let advice = advice(&links);
+        let advice = advice(&links, &plan.exchange.table);
         print(
             &Report {
                 version: env!("CARGO_PKG_VERSION"),
@@ -131,9 +133,10 @@ fn identity(plan: &Plan, manifest: Option<&Manifest>) -> Identity {
 /// What differs between ranks is in a file that someone has to change; the rest is the network's.
 fn failed(error: JoinError) -> CliError {
     match error {
-        JoinError::Refused(_) | JoinError::EncryptWithoutSecret | JoinError::NotLoopback { .. } => {
-            CliError::Usage(error.to_string())
-        }
+        JoinError::Refused(_)
+        | JoinError::EncryptWithoutSecret
+        | JoinError::NotLoopback { .. }
+        | JoinError::Congestion { .. } => CliError::Usage(error.to_string()),
         other => CliError::Failed(other.into()),
     }
 }
@@ -141,10 +144,21 @@ fn failed(error: JoinError) -> CliError {
 /// A link that is this many times slower than the fastest is worth a look at its cable, switch port or host.
 const SLOW: f64 = 4.0;
 
-fn advice(links: &[Link]) -> Vec<String> {
+/// Links this many times faster or slower than what `auto` reckons with are worth a measurement.
+const OFF: f64 = 3.0;
+
+fn advice(links: &[Link], table: &LinkTable) -> Vec<String> {
     let fastest = links.iter().map(Link::slower_mbit_s).fold(0.0, f64::max);
     let shortest = links.iter().map(|link| link.latency_us).fold(f64::INFINITY, f64::min);
+    let slowest = links.iter().map(Link::slower_mbit_s).fold(f64::INFINITY, f64::min);
+    let reckoned = table.kbyte_per_s as f64 * 8.0 / 1000.0;
     let mut advice = Vec::new();
+    if !links.is_empty() && !(reckoned / OFF..=reckoned * OFF).contains(&slowest) {
+        advice.push(format!(
+            "links carry {slowest:.0} Mbit/s and more, `exchange.table` reckons with {reckoned:.0}: `auto` chooses by it, so write one for \
+             these links (tpq bench exchange --write-table)"
+        ));
+    }
     for link in links {
         let [a, b] = link.ranks;
         if link.slower_mbit_s() * SLOW < fastest {
@@ -210,9 +224,18 @@ mod tests {
             down_mbit_s: mbit_s * 2.0,
         };
         let even = [link([0, 1], 30.0, 900.0), link([0, 2], 60.0, 700.0)];
-        assert!(advice(&even).is_empty());
-        let advice = advice(&[link([0, 1], 30.0, 900.0), link([0, 2], 900.0, 90.0)]);
-        assert_eq!(advice.len(), 2);
-        assert!(advice.iter().all(|line| line.starts_with("link 0-2")), "{advice:?}");
+        let table = LinkTable::default();
+        assert!(advice(&even, &table).is_empty());
+        let found = advice(&[link([0, 1], 30.0, 1900.0), link([0, 2], 900.0, 450.0)], &table);
+        assert_eq!(found.len(), 2);
+        assert!(found.iter().all(|line| line.starts_with("link 0-2")), "{found:?}");
+        for mbit_s in [90.0, 9400.0] {
+            let found = advice(&[link([0, 1], 30.0, mbit_s)], &table);
+            assert_eq!(found.len(), 1);
+            assert!(
+                found[0].contains(&format!("{mbit_s:.0} Mbit/s")) && found[0].contains("reckons with 1000"),
+                "{found:?}"
+            );
+        }
     }
 }
