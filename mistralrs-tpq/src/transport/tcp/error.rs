@@ -50,7 +50,7 @@ pub enum JoinError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error(
-        "`congestion_control`: this host does not let this process use {name} ({reason}); allowed are: {allowed}. More are with `sysctl \
+        "`congestion_control`: this host does not let this process use {name} ({reason}); allowed are: {allowed}. Allow others with `sysctl \
          net.ipv4.tcp_allowed_congestion_control`, or leave the key out"
     )]
     Congestion {
