@@ -2,7 +2,8 @@
 //! the figures of one dtype compare directly. `cargo bench --no-default-features --bench codec`; with the feature `engine`
 //! also beside the block quantizers of candle.
 //!
-//! `decode_accumulate` adds to 8 Mi f32 sums in memory: four times the traffic of a copy of BF16. `decode_to_output` is what
+//! `decode_accumulate` adds to 8 Mi f32 sums in memory: four times the traffic of a copy of BF16. `decode_first` only writes them, as
+//! candle's decoders do. `decode_to_output` is what
 //! an exchange does: blocks of sums that stay in the cache, rounded to an output of the input's dtype.
 
 use std::hint::black_box;
@@ -73,6 +74,9 @@ fn bench(c: &mut Criterion) {
             group.bench_function(format!("{}/decode_accumulate", codec.name()), |b| {
                 b.iter(|| codec.decode_accumulate(0, black_box(&payload), dtype, black_box(&mut sum)))
             });
+            group.bench_function(format!("{}/decode_first", codec.name()), |b| {
+                b.iter(|| codec.decode_first(0, black_box(&payload), dtype, black_box(&mut sum)))
+            });
             group.bench_function(format!("{}/decode_to_output", codec.name()), |b| {
                 b.iter(|| to_output(codec.as_ref(), black_box(&payload), dtype, &mut target))
             });
@@ -90,9 +94,8 @@ fn to_output(codec: &dyn Codec, payload: &[u8], dtype: Dtype, output: &mut [u8])
     let mut block = vec![0.0_f32; BLOCK_ROWS * FEATURES];
     let payloads = payload.chunks_exact(codec.payload_len(BLOCK_ROWS, dtype));
     for (payload, output) in payloads.zip(output.chunks_exact_mut(block.len() * dtype.size())) {
-        block.fill(0.0);
         codec
-            .decode_accumulate(0, payload, dtype, &mut block)
+            .decode_first(0, payload, dtype, &mut block)
             .expect("own payload decodes");
         match dtype {
             Dtype::F32 => output.copy_from_slice(bytemuck::cast_slice(&block)),
@@ -119,7 +122,7 @@ mod candle {
         group.bench_function(format!("{name}/encode"), |b| {
             b.iter(|| B::from_float(black_box(values), black_box(&mut blocks)))
         });
-        // Decodes without adding, which is less work than `decode_accumulate`.
+        // As `decode_first`.
         group.bench_function(format!("{name}/decode"), |b| {
             b.iter(|| B::to_float(black_box(&blocks), black_box(&mut decoded)))
         });
