@@ -167,6 +167,10 @@ impl Codec for Rd {
         rows::decode(self, rank, payload, dtype, Onto::Sum, sum)
     }
 
+    fn decode_first(&self, rank: usize, payload: &[u8], dtype: Dtype, sum: &mut [f32]) -> Result<(), CodecError> {
+        rows::decode(self, rank, payload, dtype, Onto::Zero, sum)
+    }
+
     /// Inside the levels at most half the widest gap, beyond them the distance to the highest; a feature of 0 bits loses all
     /// of its value.
     fn error_bound(&self, rank: usize, row: &[f32], bound: &mut [f32]) {
