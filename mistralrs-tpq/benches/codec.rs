@@ -2,9 +2,9 @@
 //! the figures of one dtype compare directly. `cargo bench --no-default-features --bench codec`; with the feature `engine`
 //! also beside the block quantizers of candle.
 //!
-//! `decode_accumulate` adds to 8 Mi f32 sums in memory: four times the traffic of a copy of BF16. `decode_first` only writes them, as
-//! candle's decoders do. `decode_to_output` is what
-//! an exchange does: blocks of sums that stay in the cache, rounded to an output of the input's dtype.
+//! `decode_accumulate` adds to 8 Mi f32 sums in memory: four times the traffic of a copy of BF16. `decode_first` only writes
+//! them, as candle's decoders do. `decode_to_output` is what an exchange does: blocks of sums that stay in the cache, rounded
+//! to an output of the input's dtype.
 
 use std::hint::black_box;
 use std::time::Duration;
