@@ -42,17 +42,33 @@ pub const fn limit(bits: u8) -> f32 {
     }
 }
 
-/// Entries by the low four bits of [`first`].
-pub const fn by_class(entries: [f32; 9]) -> [f32; 16] {
-    let mut table = [0.0; 16];
+/// Tables of classes, by the low four bits of [`first`].
+pub struct Classes {
+    /// See [`per_step`] and [`limit`].
+    pub per_step: [f32; 16],
+    pub limits: [f32; 16],
+    /// Index of the highest level.
+    pub highest: [f32; 16],
+}
+
+pub const fn classes() -> Classes {
+    let mut classes = Classes {
+        per_step: [0.0; 16],
+        limits: [0.0; 16],
+        highest: [0.0; 16],
+    };
     let mut bits = 0;
-    while bits < 9 {
+    while bits <= 8 {
+        // There is no class of 7 bits; its entries would be those of a feature that has no code.
         if bits != 7 {
-            table[(first(bits as u8) % 16) as usize] = entries[bits];
+            let at = (first(bits) % 16) as usize;
+            classes.per_step[at] = per_step(bits);
+            classes.limits[at] = limit(bits);
+            classes.highest[at] = if bits == 0 { 0.0 } else { (magnitudes(bits) - 1) as f32 };
         }
         bits += 1;
     }
-    table
+    classes
 }
 
 /// What a cell is for its class.

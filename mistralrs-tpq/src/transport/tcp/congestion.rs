@@ -1,9 +1,9 @@
 //! By which rules TCP shares a wire between data connections.
 //!
 //! BBR, the default of some clouds and distributions, sends at the rate that it believes a connection to have. Ranks send to all
-//! peers in turns, each connection at the whole wire's rate for a moment, and that belief is then too low: on links that make
-//! up for no idle time, at 20 and 100 Mbit/s, `two_shot` took four ranks 1.30 and 1.37 times the wire's time with BBR and eight
-//! 1.83 and 1.65, with CUBIC or Reno 1.03 and 1.04, 1.03 and 1.12 (`benches/links/run.py --strict --congestion bbr`).
+//! peers in turns, each connection at the whole wire's rate for a moment, and that belief is then too low: on links of 20 Mbit/s
+//! that make up for no idle time `two_shot` took four ranks 1.3 to 1.7 times the wire's time with BBR, and eight 1.7 to 1.8;
+//! with CUBIC or Reno 1.02 to 1.03, and 1.03 to 1.05 (`benches/links/run.py --rate 20mbit --strict --congestion bbr`).
 
 use std::io;
 use std::net::TcpStream;

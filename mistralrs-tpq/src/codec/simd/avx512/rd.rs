@@ -8,7 +8,7 @@ use super::super::avx2::rd::{pack_plane, unpack_plane};
 use super::super::avx2::{fetch_after, fetch_ahead};
 use super::super::Onto;
 use super::{load, splat, store, total, Avx512, Counter, Lanes};
-use crate::codec::rd::cells::{by_class, cells, limit, per_step, Cells};
+use crate::codec::rd::cells::{self, cells, classes, Cells};
 use crate::codec::rd::codebook::magnitudes;
 use crate::codec::rd::layout::{Class, Layout, BLOCK, GAIN_LEN, SENT};
 use crate::codec::rd::row::{self, added_in_halves, gain_of, level, put_words, received_gain, reciprocal, take_words};
@@ -209,40 +209,7 @@ fn low_bytes(quarters: &[__m512i; 4]) -> __m512i {
 }
 
 const CELLS: Cells = cells();
-const PER_STEP: [f32; 16] = by_class([
-    per_step(0),
-    per_step(1),
-    per_step(2),
-    per_step(3),
-    per_step(4),
-    per_step(5),
-    per_step(6),
-    0.0,
-    per_step(8),
-]);
-const LIMITS: [f32; 16] = by_class([
-    limit(0),
-    limit(1),
-    limit(2),
-    limit(3),
-    limit(4),
-    limit(5),
-    limit(6),
-    0.0,
-    limit(8),
-]);
-/// Of the classes with even levels.
-const HIGHEST: [f32; 16] = by_class([
-    0.0,
-    0.0,
-    0.0,
-    0.0,
-    0.0,
-    0.0,
-    (magnitudes(6) - 1) as f32,
-    0.0,
-    (magnitudes(8) - 1) as f32,
-]);
+const CLASSES: cells::Classes = classes();
 
 /// A table of 16 f32.
 #[inline]
@@ -271,9 +238,9 @@ fn sixteen_codes(position: __m512, first_cells: &[u8; 16], even: __mmask16, clip
     let first_cells = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(first_cells.as_ptr().cast())) };
     let magnitude = _mm512_mul_ps(
         _mm512_abs_ps(position),
-        _mm512_permutexvar_ps(first_cells, table(&PER_STEP)),
+        _mm512_permutexvar_ps(first_cells, table(&CLASSES.per_step)),
     );
-    let inside = _mm512_min_ps(magnitude, _mm512_permutexvar_ps(first_cells, table(&LIMITS)));
+    let inside = _mm512_min_ps(magnitude, _mm512_permutexvar_ps(first_cells, table(&CLASSES.limits)));
     let beyond = _mm512_cmp_ps_mask::<_CMP_NEQ_OQ>(inside, magnitude);
     clipped.0 = _mm512_mask_add_epi32(clipped.0, beyond, clipped.0, _mm512_set1_epi32(1));
 
@@ -286,7 +253,7 @@ fn sixteen_codes(position: __m512, first_cells: &[u8; 16], even: __mmask16, clip
     let reached = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(inside, look_up(&CELLS.inside, place));
     let mut index = _mm512_mask_add_epi32(below, reached, below, _mm512_set1_epi32(1));
     if even != 0 {
-        let highest = _mm512_cvttps_epi32(_mm512_permutexvar_ps(first_cells, table(&HIGHEST)));
+        let highest = _mm512_cvttps_epi32(_mm512_permutexvar_ps(first_cells, table(&CLASSES.highest)));
         index = _mm512_mask_min_epi32(index, even, cell, highest);
     }
     let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(position, _mm512_setzero_ps());
