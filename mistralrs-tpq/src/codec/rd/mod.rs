@@ -5,11 +5,13 @@
 //! alike. Steps and bits per feature and rank come from calibration (`calibrate::allocate`). A feature of 16 bits travels as
 //! BF16 as it is, one of 0 bits not at all. Rows of all ranks have one length: that of the longest, the others are padded.
 
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "what AVX-512 looks up"))]
 pub(super) mod cells;
 pub(crate) mod codebook;
 pub(super) mod layout;
 pub(super) mod row;
 pub(super) mod scratch;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "what AVX-512 looks up"))]
 pub(super) mod spans;
 
 use std::cell::RefCell;
