@@ -65,10 +65,7 @@ macro_rules! rd_rows {
                 }
             }
             stats.clipped += total(clipped);
-            pack_plane::<16>(parts.nibbles.filled(), &mut row[planes.nibbles..planes.crumbs]);
-            pack_plane::<8>(parts.crumbs.filled(), &mut row[planes.crumbs..planes.singles]);
-            pack_plane::<4>(parts.singles.filled(), &mut row[planes.singles..planes.end]);
-            row[planes.end..].fill(0);
+            pack_planes(parts, &planes, row);
             stats
         }
 
@@ -109,10 +106,20 @@ macro_rules! rd_rows {
             }
         }
 
+        /// All parts that were put, and zeros to the end of the row.
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub fn pack_planes(parts: &mut Parts, planes: &Planes, row: &mut [u8]) {
+            pack_plane::<16>(parts.nibbles.filled(), &mut row[planes.nibbles..planes.crumbs]);
+            pack_plane::<8>(parts.crumbs.filled(), &mut row[planes.crumbs..planes.singles]);
+            pack_plane::<4>(parts.singles.filled(), &mut row[planes.singles..planes.end]);
+            row[planes.end..].fill(0);
+        }
+
         /// Blocks of parts into a plane, `BYTES` bytes each.
         #[inline]
         #[target_feature(enable = $features)]
-        pub fn pack_plane<const BYTES: usize>(parts: &[[u8; BLOCK]], plane: &mut [u8]) {
+        fn pack_plane<const BYTES: usize>(parts: &[[u8; BLOCK]], plane: &mut [u8]) {
             let (whole, rest) = plane.as_chunks_mut::<BYTES>();
             for (bytes, parts) in whole.iter_mut().zip(parts) {
                 pack(parts, bytes);
@@ -138,18 +145,7 @@ macro_rules! rd_rows {
             } = scratch;
             let planes = layout.planes();
             let bytes = &row[planes.bytes..planes.nibbles];
-            unpack_plane::<16>(
-                &row[planes.nibbles..planes.crumbs],
-                parts.nibbles.room(layout.absent()),
-            );
-            unpack_plane::<8>(
-                &row[planes.crumbs..planes.singles],
-                parts.crumbs.room(layout.absent()),
-            );
-            unpack_plane::<4>(
-                &row[planes.singles..planes.end],
-                parts.singles.room(layout.absent()),
-            );
+            unpack_planes(row, &planes, layout, parts);
 
             let (by_slot, others) = levels.split_at_mut(layout.absent());
             // Added to a feature of 0 bits: whatever the sum is, it stays.
@@ -210,10 +206,20 @@ macro_rules! rd_rows {
             }
         }
 
+        /// The reverse of [`pack_planes`].
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub fn unpack_planes(row: &[u8], planes: &Planes, layout: &Layout, parts: &mut Parts) {
+            let slots = layout.absent();
+            unpack_plane::<16>(&row[planes.nibbles..planes.crumbs], parts.nibbles.room(slots));
+            unpack_plane::<8>(&row[planes.crumbs..planes.singles], parts.crumbs.room(slots));
+            unpack_plane::<4>(&row[planes.singles..planes.end], parts.singles.room(slots));
+        }
+
         /// The reverse of [`pack_plane`].
         #[inline]
         #[target_feature(enable = $features)]
-        pub fn unpack_plane<const BYTES: usize>(plane: &[u8], parts: &mut [[u8; BLOCK]]) {
+        fn unpack_plane<const BYTES: usize>(plane: &[u8], parts: &mut [[u8; BLOCK]]) {
             let (whole, rest) = plane.as_chunks::<BYTES>();
             for (bytes, parts) in whole.iter().zip(&mut *parts) {
                 *parts = unpack(bytes);

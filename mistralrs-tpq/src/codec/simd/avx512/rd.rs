@@ -4,11 +4,11 @@
 
 use std::arch::x86_64::*;
 
-use super::super::avx2::rd::{pack_plane, unpack_plane};
+use super::super::avx2::rd::{pack_planes, unpack_planes};
 use super::super::avx2::{fetch_after, fetch_ahead};
 use super::super::Onto;
 use super::{load, splat, store, total, Avx512, Counter, Lanes};
-use crate::codec::rd::cells::{self, cells, classes, Cells};
+use crate::codec::rd::cells::{cells, classes, Cells, Classes};
 use crate::codec::rd::codebook::magnitudes;
 use crate::codec::rd::layout::{Class, Layout, BLOCK, GAIN_LEN, SENT};
 use crate::codec::rd::row::{self, added_in_halves, gain_of, level, put_words, received_gain, reciprocal, take_words};
@@ -49,12 +49,12 @@ impl Avx512 {
 }
 
 /// Some of the classes that a layout has features of.
-struct Classes {
+struct InUse {
     count: usize,
     numbers: [usize; SENT.len()],
 }
 
-impl Classes {
+impl InUse {
     /// Those that `takes` chooses by their bits.
     #[inline(always)]
     fn new(layout: &Layout, takes: impl Fn(u8) -> bool) -> Self {
@@ -113,10 +113,7 @@ fn encode_row<T: Element>(layout: &Layout, values: &[T], scratch: &mut Scratch, 
             _ => put_class::<1>(&class, codes, parts),
         }
     }
-    pack_plane::<16>(parts.nibbles.filled(), &mut row[planes.nibbles..planes.crumbs]);
-    pack_plane::<8>(parts.crumbs.filled(), &mut row[planes.crumbs..planes.singles]);
-    pack_plane::<4>(parts.singles.filled(), &mut row[planes.singles..planes.end]);
-    row[planes.end..].fill(0);
+    pack_planes(parts, &planes, row);
     stats
 }
 
@@ -153,7 +150,7 @@ fn filled_up<T: Element, const LEN: usize>(rest: &[T]) -> [T; LEN] {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
 fn encode_spans<T: Element>(layout: &Layout, values: &[T], inv_gain: &Lanes, codes: &mut [u8]) -> u64 {
-    let classes = Classes::new(layout, |bits| bits != 16);
+    let classes = InUse::new(layout, |bits| bits != 16);
     let mut clipped = Counter::default();
     let row_bytes = size_of_val(values);
     let (spans, rest) = values.as_chunks::<SPAN>();
@@ -209,7 +206,7 @@ fn low_bytes(quarters: &[__m512i; 4]) -> __m512i {
 }
 
 const CELLS: Cells = cells();
-const CLASSES: cells::Classes = classes();
+const CLASSES: Classes = classes();
 
 /// A table of 16 f32.
 #[inline]
@@ -290,10 +287,7 @@ fn decode_row<const ONTO_ZERO: bool>(
     scratch.prepare(layout);
     let Scratch { codes, parts, .. } = scratch;
     let planes = layout.planes();
-    let slots = layout.absent();
-    unpack_plane::<16>(&row[planes.nibbles..planes.crumbs], parts.nibbles.room(slots));
-    unpack_plane::<8>(&row[planes.crumbs..planes.singles], parts.crumbs.room(slots));
-    unpack_plane::<4>(&row[planes.singles..planes.end], parts.singles.room(slots));
+    unpack_planes(row, &planes, layout, parts);
     for class in layout.classes() {
         match class.bits {
             16 => {}
@@ -367,8 +361,8 @@ fn take_class<const BITS: u8>(class: &Class<'_>, parts: &mut Parts, codes: &mut 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
 fn decode_spans<const ONTO_ZERO: bool>(layout: &Layout, gain: &Lanes, codes: &[u8], sum: &mut [f32]) {
-    let marked_classes = Classes::new(layout, |bits| bits < 6);
-    let even_classes = Classes::new(layout, |bits| matches!(bits, 6 | 8));
+    let marked_classes = InUse::new(layout, |bits| bits < 6);
+    let even_classes = InUse::new(layout, |bits| matches!(bits, 6 | 8));
     let (sums, rest) = sum.as_chunks_mut::<SPAN>();
     let mut last = filled_up(rest);
     for (sum, span) in sums.iter_mut().chain([&mut last]).zip(layout.spans()) {
@@ -398,7 +392,7 @@ fn decode_spans<const ONTO_ZERO: bool>(layout: &Layout, gain: &Lanes, codes: &[u
 /// The next codes of some classes, each at its feature; zero at others.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
-fn in_place(classes: &Classes, span: &Span, codes: &[u8]) -> [u8; SPAN] {
+fn in_place(classes: &InUse, span: &Span, codes: &[u8]) -> [u8; SPAN] {
     let mut bytes = _mm512_setzero_si512();
     for (members, at) in classes.of(span) {
         let sorted: &[u8] = &codes[at..at + SPAN];

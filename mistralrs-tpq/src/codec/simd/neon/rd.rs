@@ -5,7 +5,7 @@ use std::arch::aarch64::*;
 use super::super::rd::rd_rows;
 use super::{load, narrow, splat, store, total, widen, Counter, Lanes, Neon};
 use crate::codec::rd::codebook::{self, magnitudes};
-use crate::codec::rd::layout::{Class, Layout, BLOCK, GAIN_LEN};
+use crate::codec::rd::layout::{Class, Layout, Planes, BLOCK, GAIN_LEN};
 use crate::codec::rd::row::{self, energy, gain_of, put_words, received_gain, reciprocal, take_words};
 use crate::codec::rd::scratch::{Parts, Scratch};
 use crate::codec::scalar::BadWord;
