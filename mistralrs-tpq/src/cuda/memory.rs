@@ -34,9 +34,12 @@ impl Buffer {
     /// With `bytes` in it.
     pub(super) fn of(device: &Device, bytes: &[u8]) -> Result<Self, CudaError> {
         let buffer = Self::zeroed(device, bytes.len())?;
+        // In the stream's order: a synchronous copy returns when the bytes are staged, and a stream that does not block could
+        // run kernels before they are in place.
+        // SAFETY: the buffer has at least `bytes.len()` bytes, and nothing else uses it before the wait below.
+        let copied = unsafe { result::memcpy_htod_async(buffer.address, bytes, device.stream().cu_stream()) };
+        copied.map_err(driver("copy to the GPU"))?;
         device.stream().synchronize().map_err(driver("go on"))?;
-        // SAFETY: the buffer has at least `bytes.len()` bytes, and nothing else uses it yet.
-        unsafe { result::memcpy_htod_sync(buffer.address, bytes) }.map_err(driver("copy to the GPU"))?;
         Ok(buffer)
     }
 

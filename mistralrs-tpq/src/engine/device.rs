@@ -62,14 +62,13 @@ impl SiteReducer {
             }
         };
         let outcome = opened.sum(&group, self.site(), (choice, codec.as_ref()), (storage, layout));
-        let (output, stats) = outcome.map_err(|error| {
+        let (output, stats) = outcome.inspect_err(|error| {
             if !error.leaves_the_group_usable() {
                 opened.reducer.abort();
                 group
                     .transport
                     .abort(error.rank().unwrap_or(node.rank()), &error.to_string());
             }
-            error
         })?;
         node.count(choice, codec.as_ref(), tokens, group.dtype, &stats);
         Ok(output)
