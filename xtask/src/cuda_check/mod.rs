@@ -1,8 +1,9 @@
 //! `cargo xtask cuda-check`: compiles the CUDA kernels for every architecture without a GPU, with NVIDIA's own compiler from
 //! PyPI wheels (104 MB to fetch, once, into target/). Fails on a compile error, a warning, a spilled register, or an
-//! instruction that would change bits: a fused multiply-add, a flush to zero, an approximation. Then type-checks the crate's
-//! features `cuda` and `nccl`, without a compiler's help.
+//! instruction that would change bits: a fused multiply-add, a flush to zero, an approximation. Before that it type-checks the
+//! features `cuda` and `nccl`, with the engine and without, and runs exchanges between GPUs on a stand-in for the driver.
 
+mod soft_gpu;
 mod toolkit;
 mod types;
 
@@ -34,6 +35,7 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
 /// # Errors
 /// As [`run`].
 pub fn check(workspace: &Workspace) -> Result<()> {
+    soft_gpu::check(workspace)?;
     types::check(workspace)?;
     let toolkit = match Toolkit::install(&workspace.root().join("target/cuda-toolkit"))? {
         Ok(toolkit) => toolkit,

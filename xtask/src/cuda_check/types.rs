@@ -1,8 +1,8 @@
-//! Type-checks the crate with the features `cuda` and `nccl`. Its own kernels are compiled in `super`; here a stand-in for nvcc
-//! makes empty files, as metadata needs no kernels, and those of candle alone would take three minutes. candle is checked
-//! along, for the custom op; the engine is not: its crates under `cuda` are several times as much.
+//! Cargo with the features `cuda` and `nccl`. The crate's own kernels are compiled in `super`; here a stand-in for nvcc makes
+//! empty files: metadata needs no kernels, the engine's would take an hour, and the stand-in for the driver brings its own.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -10,40 +10,50 @@ use anyhow::{Context, Result};
 use super::succeed;
 use crate::workspace::Workspace;
 
-const FEATURES: &str = "cuda,nccl,candle";
 /// Of the toolkit whose headers cudarc's bindings are chosen for; see `toolkit`.
 const VERSION: &str = "13000";
 
+/// Types of the crate alone and with the engine.
+///
 /// # Errors
 /// What clippy reports.
 pub(super) fn check(workspace: &Workspace) -> Result<()> {
     let started = Instant::now();
     let folder = tempfile::tempdir()?;
-    let nvcc = stand_in(folder.path())?;
-    for features in ["cuda", FEATURES] {
-        let mut cargo = workspace.cargo();
-        cargo
-            .args([
-                "clippy",
-                "--quiet",
-                "-p",
-                "mistralrs-tpq",
-                "--lib",
-                "--bin",
-                "tpq",
-                "--no-default-features",
-            ])
-            .args(["--features", features])
-            .args(["--", "-D", "warnings"])
-            .env("NVCC", &nvcc)
-            .env("CUDA_COMPUTE_CAP", "80")
-            .env("CUDARC_CUDA_VERSION", VERSION);
-        // What the stand-in made must not be taken for kernels by a build.
-        cargo.env("CARGO_TARGET_DIR", workspace.root().join("target/cuda-types"));
-        succeed(&mut cargo).with_context(|| format!("clippy with {features}"))?;
+    let alone = ["--lib", "--bin", "tpq", "--test", "gpu"];
+    let with_engine = ["--lib", "--bins"];
+    for (features, targets) in [("cuda,nccl", &alone[..]), ("engine,cuda,nccl", &with_engine)] {
+        let mut clippy = cargo(workspace, folder.path(), "clippy", features)?;
+        clippy.args(targets).args(["--", "-D", "warnings"]);
+        succeed(&mut clippy).with_context(|| format!("clippy with {features}"))?;
     }
-    eprintln!("types with {FEATURES} ({:.1} s)", started.elapsed().as_secs_f64());
+    eprintln!(
+        "types with cuda and nccl, alone and with the engine ({:.1} s)",
+        started.elapsed().as_secs_f64()
+    );
     Ok(())
+}
+
+/// `cargo COMMAND` of the crate with these features; `folder` is for the stand-in.
+pub(super) fn cargo(workspace: &Workspace, folder: &Path, command: &str, features: &str) -> Result<Command> {
+    let nvcc = stand_in(folder)?;
+    let mut path = folder.as_os_str().to_owned();
+    if let Some(inherited) = std::env::var_os("PATH") {
+        path.push(":");
+        path.push(inherited);
+    }
+    let mut cargo = workspace.cargo();
+    cargo
+        .args([command, "--quiet", "-p", "mistralrs-tpq", "--no-default-features"])
+        .args(["--features", features])
+        // The builders of kernels ask for it, and the engine's build scripts run what is in PATH.
+        .env("NVCC", &nvcc)
+        .env("PATH", path)
+        .env("CUDA_COMPUTE_CAP", "80")
+        .env("CUDARC_CUDA_VERSION", VERSION)
+        // What the stand-in made must not be taken for kernels by a build.
+        .env("CARGO_TARGET_DIR", workspace.root().join("target/cuda-types"));
+    Ok(cargo)
 }
 
 /// An nvcc that leaves an empty file where a compiler would leave its result.
