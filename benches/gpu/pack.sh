@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds what run.sh needs on a machine with a GPU and without Rust or a network: target/gpu/tpq, a few MB. Needs nvcc (NVCC or
-# PATH; `cargo xtask cuda-check` fetches one) and no GPU. The driver and NCCL are loaded when it runs.
+# Builds what run.sh needs on a machine with a GPU and without Rust or a network: target/gpu/tpq and target/gpu/tests, 10 MB in
+# all. Needs nvcc (NVCC or PATH; `cargo xtask cuda-check` fetches one) and no GPU. The driver and NCCL are loaded when they run.
 #
 #   benches/gpu/pack.sh [--engine]      with --engine also target/gpu/engine/tpq, which takes hours and CUDA's libraries
 set -euo pipefail
@@ -18,6 +18,10 @@ build() { # features, where to
     ls -l "$2"
 }
 build cuda,nccl target/gpu/tpq
+# The path that cargo prints last, between parentheses.
+tests=$(cargo test --release -p mistralrs-tpq --test gpu --no-run --no-default-features --features cuda,nccl --target-dir target/gpu-build \
+    2>&1 | tee /dev/stderr | sed -n 's/.*Executable.*(\(.*\))/\1/p')
+install -D -s "$tests" target/gpu/tests
 if [ "${1:-}" = --engine ]; then
     build engine,cuda,nccl target/gpu/engine/tpq
 fi

@@ -3,9 +3,9 @@
 # JSON lines to results.jsonl: the rows of the benchmark, and one line {"part", "rc", "seconds"} for itself. A part that
 # failed has its output in PART.log.
 #
-#   benches/gpu/run.sh [-o FOLDER] [PART...]      all parts, or: host kernels sanitize peer nccl tcp table lost engine
+#   benches/gpu/run.sh [-o FOLDER] [PART...]      all parts, or: host kernels suite sanitize peer nccl tcp table lost engine
 #
-# Needs target/gpu/tpq of pack.sh, and for `engine` target/gpu/engine/tpq. Leaves the card's settings alone.
+# Needs target/gpu/tpq and target/gpu/tests of pack.sh, and for `engine` target/gpu/engine/tpq. Leaves the card's settings alone.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 out=${OUT:-target/gpu/out}
@@ -20,7 +20,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # Seconds that a part may take; together they fit two calls of ten minutes.
-declare -A limit=([host]=60 [kernels]=240 [sanitize]=280 [peer]=120 [nccl]=180 [tcp]=120 [table]=120 [lost]=60 [engine]=240)
+declare -A limit=([host]=60 [kernels]=240 [suite]=240 [sanitize]=280 [peer]=120 [nccl]=180 [tcp]=120 [table]=120 [lost]=60 [engine]=240)
 
 # The loader looks for libnccl.so, and Python's wheel has libnccl.so.2 only.
 nccl=$(python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null)
@@ -61,6 +61,10 @@ part_kernels() {
     "$tpq" bench codec --device cuda --json --tokens 2048,8192,1 --features 4096 --dtype bf16,f32,f16 --ranks 2 || return
     "$tpq" bench codec --device cuda --json --tokens 2048 --features 4096 --dtype bf16 --ranks 8 || return
     "$tpq" bench codec --device cuda --json --tokens 3,17 --features 1031 --dtype bf16,f32,f16 --ranks 3
+}
+# Exchanges over every link, lost ranks, NaN: tests/gpu.rs, which cuda-check runs without a GPU.
+part_suite() {
+    TPQ_TEST_BINARY=$tpq target/gpu/tests --test-threads 1 || return
 }
 part_sanitize() {
     local tool
@@ -113,7 +117,7 @@ part_engine() {
 }
 
 parts=("$@")
-[ $# -eq 0 ] && parts=(host kernels sanitize peer nccl tcp table lost engine)
+[ $# -eq 0 ] && parts=(host kernels suite sanitize peer nccl tcp table lost engine)
 failed=0
 for part in "${parts[@]}"; do
     if ! declare -F "part_$part" > /dev/null; then

@@ -116,6 +116,31 @@ fn every_rank_gets_its_place_and_every_line_its_prefix() {
 }
 
 #[test]
+fn every_rank_sees_the_gpu_that_it_is_given() {
+    let script = "echo ${CUDA_VISIBLE_DEVICES-all}";
+    let (output, _) = launch(&["-n", "3", "--gpus", "1,GPU-5ebe9f43,1"], script);
+    let expected = ["[rank 0] 1", "[rank 1] GPU-5ebe9f43", "[rank 2] 1"];
+    assert_eq!(sorted(&output.stdout), expected);
+    let mut without = command(&["-n", "1"], script);
+    let output = without.env_remove("CUDA_VISIBLE_DEVICES").output().unwrap();
+    assert_eq!(sorted(&output.stdout), ["[rank 0] all"]);
+}
+
+#[test]
+fn gpus_that_are_none_or_not_one_for_each_rank_are_refused() {
+    for (gpus, what) in [
+        ("0", "names 1 for 2 ranks"),
+        ("0,cuda:1", "\"cuda:1\" is no GPU"),
+        ("0,", "\"\" is no GPU"),
+    ] {
+        let (output, _) = launch(&["-n", "2", "--gpus", gpus], "echo started");
+        assert_eq!(output.status.code(), Some(2), "{gpus}");
+        assert!(text(&output.stderr).contains(what), "{gpus}: {}", text(&output.stderr));
+        assert!(output.stdout.is_empty(), "{gpus}");
+    }
+}
+
+#[test]
 fn ranks_share_the_cores_unless_the_user_has_said_how_many_threads() {
     let cores = std::thread::available_parallelism().unwrap().get();
     let threads = |ranks: usize, of_user: Option<&str>| {

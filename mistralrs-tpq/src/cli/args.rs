@@ -76,6 +76,7 @@ pub struct InspectArgs {
 Examples:
   tpq launch -n 2 -- mistralrs-server --tpq-config tpq.yaml run -m ./model
   tpq launch -n 4 --base-port 7700 -- sh -c 'exec ./worker --gpu $TPQ_RANK'
+  tpq launch -n 2 --gpus 0,1 -- mistralrs-server --tpq-config tpq.yaml run -m ./model   (a build with the feature cuda)
 
 Rank 0 reads stdin when that is a pipe or a file; a terminal is not passed on. Each rank computes with its share of this host's
 cores; RAYON_NUM_THREADS overrides that.")]
@@ -94,6 +95,10 @@ pub struct LaunchArgs {
     /// (TPQ_REJOIN=1, see `group.rejoin`): requests in flight fail, later ones are served again. Example: --restart=3
     #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_value_t = 0, default_missing_value = "10", hide_default_value = true)]
     pub restart: u32,
+    /// The GPU of each rank, separated by commas, as CUDA_VISIBLE_DEVICES of that rank: numbers, or UUIDs as nvidia-smi -L
+    /// prints them. Without it all ranks see all GPUs, and the engine takes the first [example: 0,1]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub gpus: Vec<String>,
     /// Drop stdout of all ranks but 0; their stderr is still shown
     #[arg(long)]
     pub quiet_workers: bool,

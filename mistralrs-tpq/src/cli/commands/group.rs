@@ -38,6 +38,7 @@ impl GroupArgs {
             base_port: None,
             grace_s: 5.0,
             restart: 0,
+            gpus: Vec::new(),
             quiet_workers: true,
             bare_rank_0: true,
             command,

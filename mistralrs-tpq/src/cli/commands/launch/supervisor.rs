@@ -34,6 +34,8 @@ pub(super) struct Launch<'a> {
     pub(super) grace: Duration,
     /// Of each rank.
     pub(super) restarts: u32,
+    /// By rank, or empty.
+    pub(super) gpus: &'a [String],
     pub(super) quiet_workers: bool,
     pub(super) format: Format,
     /// Rank 0's lines pass unchanged.
@@ -153,6 +155,9 @@ impl Supervisor<'_> {
         }
         if let Some(threads) = launch.threads {
             command.env(super::THREADS_VARIABLE, threads.to_string());
+        }
+        if let Some(gpu) = launch.gpus.get(rank) {
+            command.env("CUDA_VISIBLE_DEVICES", gpu);
         }
         let mut process = command
             .args(["__rank", "--parent", &std::process::id().to_string(), "--"])
