@@ -19,7 +19,7 @@ tpq=$PWD/target/gpu/tpq
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# Seconds that a part may take; together they fit two calls of ten minutes.
+# Seconds that a part may take: a limit for what hangs, not what it needs.
 declare -A limit=([host]=60 [kernels]=240 [suite]=240 [sanitize]=280 [peer]=120 [nccl]=180 [tcp]=120 [table]=120 [lost]=60 [engine]=240)
 
 # The loader looks for libnccl.so, and Python's wheel has libnccl.so.2 only.

@@ -230,7 +230,7 @@ fn a_rank_that_does_not_come_ends_the_wait_in_time() {
         let outcomes = ranks(2, *link, config, |rank: &mut Rank| {
             if rank.rank == 1 {
                 // Joined, and busy with something else.
-                std::thread::sleep(Duration::from_secs(3));
+                std::thread::sleep(Duration::from_secs(6));
                 return None;
             }
             let started = Instant::now();
@@ -239,7 +239,7 @@ fn a_rank_that_does_not_come_ends_the_wait_in_time() {
         });
         let (error, waited) = outcomes.into_iter().flatten().next().unwrap();
         assert!(error.is_some(), "{link:?}");
-        assert!(waited < Duration::from_millis(2500), "{link:?}: {waited:?}");
+        assert!(waited < Duration::from_secs(5), "{link:?}: {waited:?}");
     }
 }
 
