@@ -20,9 +20,13 @@ const VERSION: &str = "13000";
 pub(super) fn check(workspace: &Workspace) -> Result<()> {
     let started = Instant::now();
     let folder = tempfile::tempdir()?;
-    let alone = ["--lib", "--bin", "tpq", "--test", "gpu"];
+    let alone = ["--lib", "--bins", "--test", "gpu"];
     let with_engine = ["--lib", "--bins"];
-    for (features, targets) in [("cuda,nccl", &alone[..]), ("engine,cuda,nccl", &with_engine)] {
+    for (features, targets) in [
+        ("cuda", &alone[..]),
+        ("cuda,nccl", &alone),
+        ("engine,cuda,nccl", &with_engine),
+    ] {
         let mut clippy = cargo(workspace, folder.path(), "clippy", features)?;
         clippy.args(targets).args(["--", "-D", "warnings"]);
         succeed(&mut clippy).with_context(|| format!("clippy with {features}"))?;

@@ -2,7 +2,7 @@
 // streams are threads, so what the host does not wait for happens later, after a random time; memory is shared between
 // processes as CUDA's IPC shares it. It refuses what NVIDIA's documentation forbids and a lenient stand-in would let pass:
 // calls in a thread without a context, addresses beyond an allocation, a process opening its own handle, times of events
-// without timing. ../../soft_gpu.rs runs programs on it.
+// without timing. ../../gpu.rs runs programs on it.
 
 #include "driver.hpp"
 
@@ -150,6 +150,13 @@ static uint8_t *map(int file, size_t len) {
     return static_cast<uint8_t *>(room);
 }
 
+// Of memory that is not page-locked the bytes are taken now, and get there in the stream's order.
+static void copy_staged(Stream *stream, uint64_t to, const void *from, size_t len) {
+    const auto *bytes = static_cast<const uint8_t *>(from);
+    auto staged = std::make_shared<std::vector<uint8_t>>(bytes, bytes + len);
+    stream->add([staged, to] { memcpy(reinterpret_cast<void *>(to), staged->data(), staged->size()); });
+}
+
 struct Handle {
     uint64_t pid;
     uint64_t file;
@@ -184,7 +191,7 @@ enum Result {
 };
 
 #define NEED_CONTEXT                                                                                                   \
-    if (context == nullptr) {                                                                                                \
+    if (context == nullptr) {                                                                                          \
         return INVALID_CONTEXT;                                                                                        \
     }
 #define NEED(condition, result)                                                                                        \
@@ -421,9 +428,7 @@ int cuMemFreeHost(void *at) {
 int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t len) {
     NEED_CONTEXT
     NEED(on_device(to, len), INVALID_VALUE);
-    const auto *bytes = static_cast<const uint8_t *>(from);
-    auto staged = std::make_shared<std::vector<uint8_t>>(bytes, bytes + len);
-    context->legacy->add([staged, to] { memcpy(reinterpret_cast<void *>(to), staged->data(), staged->size()); });
+    copy_staged(context->legacy, to, from, len);
     return OK;
 }
 int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t len) {
@@ -440,9 +445,7 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t len, void *stream
         stream_of(stream)->add([=] { memcpy(reinterpret_cast<void *>(to), from, len); });
         return OK;
     }
-    const auto *bytes = static_cast<const uint8_t *>(from);
-    auto staged = std::make_shared<std::vector<uint8_t>>(bytes, bytes + len);
-    stream_of(stream)->add([staged, to] { memcpy(reinterpret_cast<void *>(to), staged->data(), staged->size()); });
+    copy_staged(stream_of(stream), to, from, len);
     return OK;
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t len, void *stream) {
