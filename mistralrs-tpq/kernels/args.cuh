@@ -35,8 +35,19 @@ struct Status {
     uint64_t absent_ranks;
 };
 
-// Calibration of one site for `paper`; all zero for the other codecs. Rows of `steps` and `inv_steps` are `stride`
-// floats apart, a multiple of CHUNK, and padded with zeros.
+// Planes of a row of `rd`, in its order: 16, 8, 4, 2 and 1 bits of a code.
+constexpr uint32_t RD_PLANES = 6;
+// The last of them: what fills up the row.
+constexpr uint32_t RD_ZEROS = 5;
+
+// One rank's rows of `rd`.
+struct RdShape {
+    uint32_t units[RD_PLANES + 1]; // the first unit of each plane, of 8 codes or 8 bytes of zeros; then how many units
+    uint32_t bytes[RD_PLANES + 1]; // the first byte of each plane; then of the next row
+};
+
+// Calibration of one site for `paper` or `rd`; all zero for the other codecs. Rows of `steps` are `stride` entries apart, a multiple
+// of CHUNK, and padded with zeros. `paper` reads the first seven pointers; `rd` has rows for each rank in all of its tables.
 struct Table {
     const float *steps;
     const float *inv_steps;
@@ -48,10 +59,16 @@ struct Table {
     // Bit j of byte c: feature 8 c + j is not in the slot of its own index; the same for slots.
     const uint8_t *patched_features;
     const uint8_t *patched_slots;
+    // `rd`, by feature: `source` is its kind << 28 | the first bit of its code in a row, `second` that of the code's second part.
+    // By entry, eight to a unit, rows `job_stride` apart: `inv_steps`, and `slot_feature`: the feature | its kind << 24 | how far
+    // down its code is to be shifted << 28 | whether it counts when it is clipped << 31.
+    const uint32_t *second;
+    const RdShape *shapes;
+    const float *codebook;
     uint32_t stride;
     uint32_t slots;
     uint32_t outlier_count;
-    uint32_t reserved;
+    uint32_t job_stride;
 };
 
 // One launch of encode, decode_accumulate or reduce_requantize. Each reads the fields it needs.

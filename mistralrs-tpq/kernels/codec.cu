@@ -1,6 +1,6 @@
 // encode, decode_accumulate, reduce_requantize, and place, which decodes what two-shot's owners sent.
 //
-// Grid: x covers the chunks of a row, one thread each; y strides over the tokens. A thread keeps its column, so a site's
+// Grid: x covers the chunks of a row, one thread each (encoding `rd`, some each); y strides over the tokens. A thread keeps its column, so a site's
 // tables stay in the first-level cache. A warp reads 512 consecutive bytes of 16-bit elements and writes 128 of codes.
 //
 // | kernel | reads | writes | bit-equal to |
@@ -14,6 +14,7 @@
 // A rank that reports NaN or infinity makes the output NaN, except with `none`, which carries them.
 
 #include "codecs.cuh"
+#include "rd.cuh"
 
 namespace tpq {
 
@@ -277,6 +278,9 @@ TPQ_CODEC_DTYPE(paper, tpq::Paper, f16, tpq::F16)
 TPQ_CODEC_DTYPE(dynamic, tpq::Dynamic, f32, float)
 TPQ_CODEC_DTYPE(dynamic, tpq::Dynamic, bf16, tpq::Bf16)
 TPQ_CODEC_DTYPE(dynamic, tpq::Dynamic, f16, tpq::F16)
+TPQ_CODEC_DTYPE(rd, tpq::Rd, f32, float)
+TPQ_CODEC_DTYPE(rd, tpq::Rd, bf16, tpq::Bf16)
+TPQ_CODEC_DTYPE(rd, tpq::Rd, f16, tpq::F16)
 TPQ_NONE_DTYPE(f32, float)
 TPQ_NONE_DTYPE(bf16, tpq::Bf16)
 TPQ_NONE_DTYPE(f16, tpq::F16)
@@ -284,6 +288,8 @@ TPQ_REQUANTIZE(paper, tpq::Paper, dynamic, tpq::Dynamic)
 TPQ_REQUANTIZE(paper, tpq::Paper, dynamic8, tpq::Dynamic8)
 TPQ_REQUANTIZE(dynamic, tpq::Dynamic, dynamic, tpq::Dynamic)
 TPQ_REQUANTIZE(dynamic, tpq::Dynamic, dynamic8, tpq::Dynamic8)
+TPQ_REQUANTIZE(rd, tpq::Rd, dynamic, tpq::Dynamic)
+TPQ_REQUANTIZE(rd, tpq::Rd, dynamic8, tpq::Dynamic8)
 TPQ_PLACE_DTYPE(f32, float)
 TPQ_PLACE_DTYPE(bf16, tpq::Bf16)
 TPQ_PLACE_DTYPE(f16, tpq::F16)

@@ -167,6 +167,15 @@ TPQ_DEVICE void load_table(const float *at, float (&x)[CHUNK]) {
     unpack(table_quad(at), at, x);
     unpack(table_quad(at + 4), at, x + 4);
 }
+TPQ_DEVICE void load_table(const uint32_t *at, uint32_t (&x)[CHUNK]) {
+    for (uint32_t i = 0; i < CHUNK; i += 4) {
+        const uint4 quad = table_quad(at + i);
+        x[i] = quad.x;
+        x[i + 1] = quad.y;
+        x[i + 2] = quad.z;
+        x[i + 3] = quad.w;
+    }
+}
 
 // Elements of a chunk that exist.
 TPQ_DEVICE uint32_t in_chunk(uint32_t c, uint32_t count) {

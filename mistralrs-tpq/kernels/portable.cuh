@@ -19,6 +19,11 @@ namespace tpq {
 TPQ_DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
 TPQ_DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
 TPQ_DEVICE float quotient(float a, float b) { return __fdiv_rn(a, b); }
+TPQ_DEVICE double mul(double a, double b) { return __dmul_rn(a, b); }
+TPQ_DEVICE double add(double a, double b) { return __dadd_rn(a, b); }
+TPQ_DEVICE double quotient(double a, double b) { return __ddiv_rn(a, b); }
+TPQ_DEVICE double root(double x) { return __dsqrt_rn(x); }
+TPQ_DEVICE float nearest_float(double x) { return __double2float_rn(x); }
 TPQ_DEVICE int nearest_int(float x) { return __float2int_rn(x); }
 TPQ_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 TPQ_DEVICE float from_bits(uint32_t bits) { return __uint_as_float(bits); }
@@ -27,6 +32,7 @@ TPQ_DEVICE uint16_t float_to_half(float x) { return __half_as_ushort(__float2hal
 
 TPQ_DEVICE float shuffle_xor(float x, unsigned lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 TPQ_DEVICE uint32_t shuffle_xor(uint32_t x, unsigned lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
+TPQ_DEVICE double shuffle_xor(double x, unsigned lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 
 // Tables, which no kernel writes.
 TPQ_DEVICE uint4 table_quad(const void *p) { return __ldg(static_cast<const uint4 *>(p)); }

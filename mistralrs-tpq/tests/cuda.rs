@@ -15,15 +15,20 @@ use bytemuck::Zeroable;
 use emulator::{Emulator, Pointer};
 use half::{bf16, f16};
 use mistralrs_tpq::codec::{Codec, Dtype, Dynamic, NoCodec};
-use mistralrs_tpq::cuda::args::{Call, Header, Status, HEADER_LEN};
-use mistralrs_tpq::cuda::{encode_units, DeviceCodec, Launch};
+use mistralrs_tpq::cuda::args::{Call, Header, Status, CHUNK, HEADER_LEN};
+use mistralrs_tpq::cuda::{DeviceCodec, Launch};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use site::{finite, hostile, Elements, Site};
 
 const FEATURES: [usize; 12] = [1, 2, 7, 8, 31, 33, 64, 129, 250, 1024, 1031, 2080];
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];
-const CODECS: [DeviceCodec; 3] = [DeviceCodec::None, DeviceCodec::Paper, DeviceCodec::Dynamic];
+const CODECS: [DeviceCodec; 4] = [
+    DeviceCodec::None,
+    DeviceCodec::Paper,
+    DeviceCodec::Dynamic,
+    DeviceCodec::Rd,
+];
 /// What payloads of the same exchange have in common.
 const TAG: u32 = 0x7a61;
 
@@ -118,8 +123,15 @@ fn encode_writes_the_specifications_payload_and_counts() {
             case.call.to = site.table(offset_of!(Call, to), &mut case.buffers, &mut case.pointers);
             case.call.to_row_len = site.row_len(dtype) as u32;
             case.call.to_rank = 1;
-            let units = encode_units(kind, features, site.outliers);
-            case.run(&mut emulator, &Launch::encode(kind, dtype, units, tokens), rng);
+            let mut launch = Launch::encode(kind, dtype, site.units, tokens);
+            if kind == DeviceCodec::Rd && rng.random_bool(0.3) {
+                // As with many tokens.
+                launch = Launch {
+                    grid: (1, 1),
+                    ..Launch::encode(kind, dtype, site.units, 100_000)
+                };
+            }
+            case.run(&mut emulator, &launch, rng);
 
             let what = format!("{kind:?} {dtype:?} {tokens} x {features}");
             assert_eq!(case.buffers[out][HEADER_LEN..], expected, "{what}");
@@ -230,12 +242,14 @@ fn of_sum(codec: DeviceCodec, features: usize) -> Box<dyn Codec> {
 fn requantize_is_the_sum_and_then_the_encoder_without_a_rounding_between() {
     let mut emulator = Emulator::start();
     each_case(|features, tokens, rng| {
-        use DeviceCodec::{Dynamic, Dynamic8, Paper};
+        use DeviceCodec::{Dynamic, Dynamic8, Paper, Rd};
         for (from, to) in [
             (Paper, Dynamic),
             (Paper, Dynamic8),
             (Dynamic, Dynamic),
             (Dynamic, Dynamic8),
+            (Rd, Dynamic),
+            (Rd, Dynamic8),
         ] {
             let ranks = [2, 3][rng.random_range(0..2)];
             let (site, second) = (Site::new(from, features, ranks, rng), of_sum(to, features));
@@ -254,7 +268,7 @@ fn requantize_is_the_sum_and_then_the_encoder_without_a_rounding_between() {
                 &vec![0xa5; expected.len()],
             );
             case.call.to_row_len = second.payload_len(1, Dtype::F32) as u32;
-            let units = encode_units(to, features, 0);
+            let units = features.div_ceil(CHUNK);
             case.run(&mut emulator, &Launch::requantize(from, to, units, tokens), rng);
 
             let what = format!("{from:?} to {to:?}, {tokens} x {features}, {ranks} ranks");
@@ -325,20 +339,32 @@ fn a_rank_that_reports_nan_makes_every_output_nan_and_is_named() {
 fn payloads_that_no_encoder_sends_are_reported_by_rank() {
     let mut emulator = Emulator::start();
     let mut rng = ChaCha8Rng::seed_from_u64(6);
-    // The last two bytes of a row are the last outlier of `paper`, the last scale of `dynamic`.
-    for kind in [DeviceCodec::Paper, DeviceCodec::Dynamic] {
+    // Two bytes of a row that are a BF16: the last outlier of `paper`, the last scale of `dynamic`, the gain and the first feature of
+    // 16 bits of `rd`.
+    let cases = [
+        (DeviceCodec::Paper, -2, 0x7f80_u16),
+        (DeviceCodec::Dynamic, -2, 0x7f80),
+        (DeviceCodec::Rd, 0, 0x8000),
+        (DeviceCodec::Rd, 0, 0x7681),
+        (DeviceCodec::Rd, 2, 0xff80),
+    ];
+    for (kind, at, bits) in cases {
         let features = 65;
-        let site = std::iter::repeat_with(|| Site::new(kind, features, 2, &mut rng))
+        let site = std::iter::repeat_with(|| Site::new(kind, features, 1, &mut rng))
             .find(|site| site.outliers > 0 || kind == DeviceCodec::Dynamic)
             .unwrap();
         let mut case = Case::new(1, features);
-        payloads(&mut case, &site, Dtype::Bf16, 2, &mut rng);
-        let buffer = &mut case.buffers[2];
-        let end = buffer.len();
-        buffer[end - 2..].copy_from_slice(&0x7f80u16.to_le_bytes());
+        payloads(&mut case, &site, Dtype::Bf16, 1, &mut rng);
+        let (_, buffer, start) = case.pointers[1];
+        let row = &mut case.buffers[buffer][start..];
+        let at = if at < 0 { row.len() - 2 } else { at as usize };
+        row[at..at + 2].copy_from_slice(&bits.to_le_bytes());
+        let (row, mut sum) = (row.to_vec(), vec![0.0; features]);
+        let refused = site.codec.decode_accumulate(0, &row, Dtype::Bf16, &mut sum);
+        assert!(refused.is_err(), "{kind:?}");
         case.point(offset_of!(Call, output), vec![0; features * 2], 0);
         case.run(&mut emulator, &Launch::decode(kind, Dtype::Bf16, features, 1), &mut rng);
-        assert_eq!(case.status().malformed_ranks, 0b10, "{kind:?}");
+        assert_eq!(case.status().malformed_ranks, 1, "{kind:?}");
     }
 }
 

@@ -57,8 +57,9 @@ fn rows(mut processes: Vec<Process>) -> usize {
     right
 }
 
-/// Raw values, and two codecs with two algorithms, for two sizes.
-const ROWS: usize = 2 + 2 * 2 * 2;
+/// Raw values, and three codecs with two algorithms, for two sizes.
+const ROWS: usize = 2 + 3 * 2 * 2;
+const CODECS: [&str; 2] = ["--codec", "none,paper,dynamic,rd"];
 const SIZES: [&str; 8] = [
     "--min-bytes",
     "2048",
@@ -75,7 +76,7 @@ const SHORT: [&str; 4] = ["--seconds", "0", "--algorithm", "one_shot,two_shot"];
 fn sums_over_every_link_are_those_of_the_memory_transport() {
     for link in LINKS {
         for ranks in [2, 3, 4] {
-            let arguments = [&SIZES[..], &SHORT].concat();
+            let arguments = [&SIZES[..], &SHORT, &CODECS].concat();
             assert_eq!(rows(start(link, ranks, &arguments)), ROWS, "{link}, {ranks} ranks");
         }
     }
@@ -96,7 +97,7 @@ fn every_dtype_goes_over_every_link_in_rows_of_odd_length() {
                 dtype,
             ];
             assert!(
-                rows(start(link, 2, &[&odd[..], &SHORT].concat())) >= 5,
+                rows(start(link, 2, &[&odd[..], &SHORT, &CODECS].concat())) >= 7,
                 "{link}, {dtype}"
             );
         }
@@ -112,7 +113,7 @@ fn kernels_on_the_device_match_the_specification() {
     let finished = Process::start(command, LIMIT).finish();
     assert!(finished.status.success(), "{finished:?}");
     let right = finished.stdout.lines().filter(|row| row.contains("\"wrong\":0}"));
-    assert_eq!(right.count(), 3 * 3 * 2, "{}", finished.stdout);
+    assert_eq!(right.count(), 3 * 4 * 2, "{}", finished.stdout);
 }
 
 #[test]

@@ -124,6 +124,11 @@ pub trait Codec: std::fmt::Debug + Send + Sync {
     fn paper_tables(&self) -> Option<&PaperTables> {
         None
     }
+
+    /// As [`Codec::paper_tables`], of `rd`.
+    fn rd_tables(&self) -> Option<&RdTables> {
+        None
+    }
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -41,7 +41,7 @@ pub struct Status {
     pub absent_ranks: u64,
 }
 
-/// Addresses of a [`PaperLayout`](super::PaperLayout) on the device; zero for the other codecs.
+/// Addresses of a [`PaperLayout`](super::PaperLayout) or an [`RdLayout`](super::RdLayout) on the device; zero for the other codecs.
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
 pub struct Table {
@@ -52,10 +52,13 @@ pub struct Table {
     pub outliers: u64,
     pub patched_features: u64,
     pub patched_slots: u64,
+    pub second: u64,
+    pub shapes: u64,
+    pub codebook: u64,
     pub stride: u32,
     pub slots: u32,
     pub outlier_count: u32,
-    pub reserved: u32,
+    pub job_stride: u32,
 }
 
 /// One launch of encode, decode_accumulate, reduce_requantize or place; each reads the fields it needs.

@@ -11,24 +11,31 @@ pub const THREADS: u32 = 128;
 /// that a block goes on to further tokens and keeps its tables in the first-level cache.
 const ENOUGH_BLOCKS: u32 = 2112;
 
+const WARP: u32 = 32;
+
+/// Rows of a warp each that keep every scheduler of a large device busy (132 SMs x 4, twice). Not measured.
+const ENOUGH_ROWS: usize = 1056;
+
 /// The codecs that the kernels know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeviceCodec {
     None,
     Paper,
     Dynamic,
+    Rd,
     /// Of sums.
     Dynamic8,
 }
 
 impl DeviceCodec {
-    const ALL: [Self; 4] = [Self::None, Self::Paper, Self::Dynamic, Self::Dynamic8];
+    const ALL: [Self; 5] = [Self::None, Self::Paper, Self::Dynamic, Self::Rd, Self::Dynamic8];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Paper => "paper",
             Self::Dynamic => "dynamic",
+            Self::Rd => "rd",
             Self::Dynamic8 => "dynamic8",
         }
     }
@@ -53,15 +60,15 @@ pub enum Kernel {
 impl Kernel {
     /// Every kernel there is.
     pub fn all() -> Vec<Self> {
-        use DeviceCodec::{Dynamic, Dynamic8, None, Paper};
+        use DeviceCodec::{Dynamic, Dynamic8, None, Paper, Rd};
         let mut all = vec![Self::Barrier];
         for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
-            for codec in [None, Paper, Dynamic] {
+            for codec in [None, Paper, Dynamic, Rd] {
                 all.extend([Self::Encode(codec, dtype), Self::Decode(codec, dtype)]);
             }
             all.extend([None, Dynamic, Dynamic8].map(|codec| Self::Place(codec, dtype)));
         }
-        for from in [Paper, Dynamic] {
+        for from in [Paper, Dynamic, Rd] {
             all.extend([Dynamic, Dynamic8].map(|to| Self::Requantize(from, to)));
         }
         all
@@ -91,7 +98,16 @@ pub struct Launch {
 impl Launch {
     /// Values to a payload.
     pub fn encode(codec: DeviceCodec, dtype: Dtype, units: usize, tokens: usize) -> Self {
-        Self::new(Kernel::Encode(codec, dtype), units, tokens)
+        let launch = Self::new(Kernel::Encode(codec, dtype), units, tokens);
+        match codec {
+            // Each warp goes over the whole row for its gain: with rows enough to fill the device, one warp has all of a row.
+            DeviceCodec::Rd if tokens >= ENOUGH_ROWS => Self {
+                grid: (1, tokens.min(ENOUGH_BLOCKS as usize) as u32),
+                threads: WARP,
+                ..launch
+            },
+            _ => launch,
+        }
     }
 
     /// Payloads to a sum of `features` a row.
@@ -132,14 +148,6 @@ impl Launch {
     }
 }
 
-/// Chunks that encoding a row takes: of features, or for `paper` of slots and then of outliers.
-pub fn encode_units(codec: DeviceCodec, features: usize, outliers: usize) -> usize {
-    match codec {
-        DeviceCodec::Paper => (features - outliers).div_ceil(CHUNK) + outliers.div_ceil(CHUNK),
-        _ => features.div_ceil(CHUNK),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,7 +159,10 @@ mod tests {
         assert_eq!(launch(1).grid, (4, 1));
         assert_eq!(launch(0).grid, (4, 1));
         assert_eq!(launch(100_000).grid, (4, 528));
-        assert_eq!(encode_units(DeviceCodec::Paper, 4096, 64), 504 + 8);
+        let encode = |tokens| Launch::encode(DeviceCodec::Rd, Dtype::Bf16, 700, tokens);
+        assert_eq!((encode(1).grid, encode(1).threads), ((6, 1), 128));
+        assert_eq!((encode(2048).grid, encode(2048).threads), ((1, 2048), 32));
+        assert_eq!(encode(100_000).grid, (1, 2112));
     }
 
     #[test]
@@ -159,6 +170,6 @@ mod tests {
         for codec in DeviceCodec::ALL {
             assert_eq!(DeviceCodec::from_name(codec.name()), Some(codec));
         }
-        assert_eq!(DeviceCodec::from_name("rd"), None);
+        assert_eq!(DeviceCodec::from_name("rd_entropy"), None);
     }
 }

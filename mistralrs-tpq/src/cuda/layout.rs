@@ -60,13 +60,29 @@ impl PaperLayout {
         }
     }
 
-    pub fn slots(&self) -> usize {
-        self.slot_feature.len()
+    /// Chunks that encoding a row takes: of slots, then of outliers.
+    pub fn units(&self) -> usize {
+        self.slot_feature.len().div_ceil(CHUNK) + self.outliers.len().div_ceil(CHUNK)
+    }
+
+    /// Bytes of a row.
+    pub fn row_len(&self) -> usize {
+        self.slot_feature.len().div_ceil(2) + 2 * self.outliers.len()
+    }
+
+    /// The numbers of a [`Table`], without its addresses.
+    pub fn numbers(&self) -> Table {
+        Table {
+            stride: self.stride as u32,
+            slots: self.slot_feature.len() as u32,
+            outlier_count: self.outliers.len() as u32,
+            ..Table::default()
+        }
     }
 
     /// What a [`Table`] points to: where in it the address is, and the bytes there.
-    pub fn parts(&self) -> [(usize, &[u8]); 7] {
-        [
+    pub fn parts(&self) -> Vec<(usize, &[u8])> {
+        vec![
             (offset_of!(Table, steps), bytemuck::cast_slice(&self.steps)),
             (offset_of!(Table, inv_steps), bytemuck::cast_slice(&self.inv_steps)),
             (offset_of!(Table, source), bytemuck::cast_slice(&self.source)),

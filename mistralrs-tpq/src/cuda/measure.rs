@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::args::{Call, Header, Status, HEADER_LEN};
 use super::memory::Buffer;
-use super::{encode_units, CudaError, Device, Launch, SiteTables};
+use super::{CudaError, Device, Launch, SiteTables};
 use crate::bench::inputs::{self, Tensor};
 use crate::bench::quantile;
 use crate::codec::{Codec, CodecKind, Dtype};
@@ -108,8 +108,7 @@ impl<'a> Bench<'a> {
         let rounds = rounds(len * dtype.size() + payload_len);
         let sources = copies(self.device, &values, rounds)?;
         let payloads = buffers(self.device, HEADER_LEN + payload_len, rounds)?;
-        let units = encode_units(self.tables.codec, features, self.tables.outliers);
-        let launch = Launch::encode(self.tables.codec, dtype, units, tokens);
+        let launch = Launch::encode(self.tables.codec, dtype, self.tables.encode_units, tokens);
         let call = |round: usize| Call {
             to: self.tables.table(),
             values: sources[round].address(),

@@ -16,6 +16,7 @@ pub mod facts;
 mod grid;
 mod layout;
 pub mod order;
+mod rd_layout;
 pub mod slots;
 pub mod staging;
 pub mod wait;
@@ -53,10 +54,11 @@ pub use candle::all_reduce_storage;
 pub use device::Device;
 pub use error::CudaError;
 pub use facts::GpuLink;
-pub use grid::{encode_units, DeviceCodec, Kernel, Launch, THREADS};
+pub use grid::{DeviceCodec, Kernel, Launch, THREADS};
 #[cfg(feature = "cuda")]
 pub use group::{DeviceGroup, Operands};
 pub use layout::PaperLayout;
+pub use rd_layout::RdLayout;
 #[cfg(feature = "cuda")]
 pub use reducer::{DeviceReducer, ReducerConfig};
 #[cfg(feature = "cuda")]

@@ -10,7 +10,7 @@ use cudarc::driver::{sys, CudaEvent};
 
 use super::args::{Call, Header, HEADER_LEN};
 use super::device::driver;
-use super::grid::{encode_units, Launch};
+use super::grid::Launch;
 use super::group::Operands;
 use super::memory::{Buffer, Pinned};
 use super::staging::piece_ends;
@@ -113,13 +113,14 @@ impl Staged {
             to_rank: self.rank as u32,
             ..call
         };
-        let units = encode_units(tables.codec, tables.features, tables.outliers);
         // SAFETY: `prepare` made room for the payload; the values are the caller's promise.
         unsafe {
             self.device
                 .clear(self.flow.payload(self.rank) - HEADER_LEN as u64, HEADER_LEN)?;
-            self.device
-                .launch(&Launch::encode(tables.codec, dtype, units, tokens), &encode)?;
+            self.device.launch(
+                &Launch::encode(tables.codec, dtype, tables.encode_units, tokens),
+                &encode,
+            )?;
         }
         self.start_fetching(payload_len)?;
         let stats = communicator.staged_one_shot(site, codec, (tokens_on_wire, dtype), self)?;

@@ -4,8 +4,8 @@
 
 use bytemuck::Zeroable;
 
-use super::args::{Call, Table};
-use super::grid::{encode_units, DeviceCodec, Launch};
+use super::args::{Call, Table, CHUNK};
+use super::grid::{DeviceCodec, Launch};
 use super::group::{misuse, DeviceGroup, Operands};
 use super::link::Payloads;
 use super::slots::Stage;
@@ -134,7 +134,7 @@ impl Exchange<'_> {
         let features = self.tables.features;
         let launch = match sum_codec {
             DeviceCodec::None => Launch::decode(DeviceCodec::None, self.plan.dtype, features, rows),
-            to => Launch::requantize(self.tables.codec, to, encode_units(to, features, 0), rows),
+            to => Launch::requantize(self.tables.codec, to, features.div_ceil(CHUNK), rows),
         };
         // SAFETY: payloads of a link, with room for the longest slice of the second stage.
         unsafe { self.group.base.device.launch(&launch, &call) }
@@ -155,8 +155,7 @@ impl Exchange<'_> {
             tag: self.tag,
             ..self.blank()
         };
-        let units = encode_units(tables.codec, tables.features, tables.outliers);
-        let launch = Launch::encode(tables.codec, self.plan.dtype, units, operands.tokens);
+        let launch = Launch::encode(tables.codec, self.plan.dtype, tables.encode_units, operands.tokens);
         // SAFETY: the link has room for the payload; the values are the caller's promise.
         unsafe { self.group.base.device.launch(&launch, &call) }
     }

@@ -1,18 +1,21 @@
 //! A site's codec on the device.
 
-use super::args::Table;
+use super::args::{Table, CHUNK};
 use super::grid::DeviceCodec;
 use super::memory::Buffer;
-use super::{CudaError, Device, PaperLayout};
-use crate::codec::{Codec, Dtype, Dynamic, PaperTables};
+use super::{CudaError, Device, PaperLayout, RdLayout};
+use crate::codec::{Codec, Dtype, Dynamic};
 
 /// The codec of a site, and its calibration where it has one.
 #[derive(Debug)]
 pub struct SiteTables {
     pub codec: DeviceCodec,
     pub features: usize,
-    pub outliers: usize,
+    /// Chunks that encoding a row takes: of features, or what the calibration says.
+    pub encode_units: usize,
     table: Table,
+    /// Bytes of a row of `paper` and `rd`.
+    calibrated_len: usize,
     /// What the addresses in `table` point into.
     _memory: Option<Buffer>,
 }
@@ -26,29 +29,35 @@ impl SiteTables {
         let Some(kind) = DeviceCodec::from_name(codec.name()) else {
             return Ok(None);
         };
-        let (table, memory) = match codec.paper_tables() {
-            None => (Table::default(), None),
-            Some(tables) => {
-                let (table, memory) = upload(device, tables)?;
-                (table, Some(memory))
-            }
-        };
-        Ok(Some(Self {
-            codec: kind,
-            features: codec.features(),
-            outliers: table.outlier_count as usize,
-            table,
-            _memory: memory,
-        }))
+        let mut tables = Self::uncalibrated(kind, codec.features());
+        if let Some(paper) = codec.paper_tables() {
+            let layout = PaperLayout::new(paper);
+            tables.encode_units = layout.units();
+            tables.calibrated_len = layout.row_len();
+            tables.upload(device, layout.numbers(), &layout.parts())?;
+        } else if let Some(rd) = codec.rd_tables() {
+            let Some(layout) = RdLayout::new(rd) else {
+                return Ok(None);
+            };
+            tables.encode_units = layout.units();
+            tables.calibrated_len = layout.row_len();
+            tables.upload(device, layout.numbers(), &layout.parts())?;
+        }
+        Ok(Some(tables))
     }
 
     /// Of raw values.
     pub(super) fn raw(features: usize) -> Self {
+        Self::uncalibrated(DeviceCodec::None, features)
+    }
+
+    fn uncalibrated(codec: DeviceCodec, features: usize) -> Self {
         Self {
-            codec: DeviceCodec::None,
+            codec,
             features,
-            outliers: 0,
+            encode_units: features.div_ceil(CHUNK),
             table: Table::default(),
+            calibrated_len: 0,
             _memory: None,
         }
     }
@@ -61,34 +70,28 @@ impl SiteTables {
     pub(super) fn row_len(&self, dtype: Dtype) -> usize {
         match self.codec {
             DeviceCodec::None => self.features * dtype.size(),
-            DeviceCodec::Paper => (self.features - self.outliers).div_ceil(2) + 2 * self.outliers,
+            DeviceCodec::Paper | DeviceCodec::Rd => self.calibrated_len,
             DeviceCodec::Dynamic => Dynamic::new(self.features).payload_len(1, dtype),
             DeviceCodec::Dynamic8 => Dynamic::wide(self.features).payload_len(1, dtype),
         }
     }
-}
 
-/// All arrays in one allocation, each at a multiple of 256 bytes, as the kernels' loads of 16 bytes need it.
-fn upload(device: &Device, tables: &PaperTables) -> Result<(Table, Buffer), CudaError> {
-    let layout = PaperLayout::new(tables);
-    let mut bytes = Vec::new();
-    let mut starts = [0; 7];
-    let parts = layout.parts();
-    for (start, (_, part)) in starts.iter_mut().zip(parts) {
-        bytes.resize(bytes.len().next_multiple_of(256), 0);
-        *start = bytes.len() as u64;
-        bytes.extend_from_slice(part);
+    /// All arrays in one allocation, each at a multiple of 256 bytes, as the kernels' loads of 16 bytes need it.
+    fn upload(&mut self, device: &Device, numbers: Table, parts: &[(usize, &[u8])]) -> Result<(), CudaError> {
+        let mut bytes = Vec::new();
+        let mut places = Vec::new();
+        for (field, part) in parts {
+            bytes.resize(bytes.len().next_multiple_of(256), 0);
+            places.push((*field, bytes.len() as u64));
+            bytes.extend_from_slice(part);
+        }
+        let memory = Buffer::of(device, &bytes)?;
+        self.table = numbers;
+        let fields = bytemuck::bytes_of_mut(&mut self.table);
+        for (field, start) in places {
+            fields[field..field + 8].copy_from_slice(&(memory.address() + start).to_le_bytes());
+        }
+        self._memory = Some(memory);
+        Ok(())
     }
-    let memory = Buffer::of(device, &bytes)?;
-    let mut table = Table {
-        stride: layout.stride as u32,
-        slots: layout.slots() as u32,
-        outlier_count: layout.outliers.len() as u32,
-        ..Table::default()
-    };
-    let fields = bytemuck::bytes_of_mut(&mut table);
-    for ((field, _), start) in layout.parts().into_iter().zip(starts) {
-        fields[field..field + 8].copy_from_slice(&(memory.address() + start).to_le_bytes());
-    }
-    Ok((table, memory))
 }

@@ -71,6 +71,11 @@ static inline float from_bits(uint32_t bits) {
 static inline float mul(float a, float b) { return a * b; }
 static inline float add(float a, float b) { return a + b; }
 static inline float quotient(float a, float b) { return a / b; }
+static inline double mul(double a, double b) { return a * b; }
+static inline double add(double a, double b) { return a + b; }
+static inline double quotient(double a, double b) { return a / b; }
+static inline double root(double x) { return sqrt(x); }
+static inline float nearest_float(double x) { return static_cast<float>(x); }
 static inline int nearest_int(float x) { return static_cast<int>(nearbyintf(x)); }
 
 // IEEE half precision, nearest with ties to even, in integers: _Float16 is not in every compiler.
@@ -103,6 +108,14 @@ static inline uint16_t float_to_half(float x) {
 
 static inline float shuffle_xor(float x, unsigned lanes) { return from_bits(exchange(bits_of(x), lanes)); }
 static inline uint32_t shuffle_xor(uint32_t x, unsigned lanes) { return exchange(x, lanes); }
+static inline double shuffle_xor(double x, unsigned lanes) {
+    uint32_t words[2];
+    memcpy(words, &x, sizeof x);
+    words[0] = exchange(words[0], lanes);
+    words[1] = exchange(words[1], lanes);
+    memcpy(&x, words, sizeof x);
+    return x;
+}
 template <class T> static inline T table(const T *at) { return *at; }
 static inline uint4 table_quad(const void *at) { return *static_cast<const uint4 *>(at); }
 template <class T> static inline void count(T *at, T by) { __atomic_fetch_add(at, by, __ATOMIC_RELAXED); }

@@ -1,9 +1,9 @@
 //! One reduce site in the tests: a codec, the same codec's device tables, and inputs that hurt.
 
 use half::{bf16, f16};
-use mistralrs_tpq::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables, Values};
-use mistralrs_tpq::cuda::args::Table;
-use mistralrs_tpq::cuda::{DeviceCodec, PaperLayout};
+use mistralrs_tpq::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables, Rd, RdRank, RdTables, Values, CLASSES};
+use mistralrs_tpq::cuda::args::{Table, CHUNK};
+use mistralrs_tpq::cuda::{DeviceCodec, PaperLayout, RdLayout};
 use rand::seq::index::sample;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -12,38 +12,83 @@ use crate::emulator::Pointer;
 
 pub struct Site {
     pub codec: Box<dyn Codec>,
+    /// Features that go as BF16; of `rd`, rank 0's.
     pub outliers: usize,
-    layout: Option<PaperLayout>,
+    /// Chunks that encoding a row takes.
+    pub units: usize,
+    calibration: Calibration,
+}
+
+enum Calibration {
+    None,
+    Paper(PaperLayout),
+    Rd(RdLayout),
 }
 
 impl Site {
     pub fn new(kind: DeviceCodec, features: usize, ranks: usize, rng: &mut ChaCha8Rng) -> Self {
-        let mut site = Self {
-            codec: Box::new(Dynamic::new(features)),
-            outliers: 0,
-            layout: None,
-        };
         match kind {
-            DeviceCodec::None => site.codec = Box::new(NoCodec::new(features)),
-            DeviceCodec::Dynamic => {}
-            _ => {
-                site.outliers = rng.random_range(0..=features.min(features / 16 + 2));
-                let mut outliers: Vec<u32> = sample(rng, features, site.outliers).iter().map(|o| o as u32).collect();
-                outliers.sort_unstable();
-                let range = |rng: &mut ChaCha8Rng| match rng.random_range(0..10) {
-                    0 => 0.0,
-                    1 => 1e-38,
-                    _ => rng.random_range(0.01f32..4.0),
-                };
-                let ranges = (0..ranks)
-                    .map(|_| (0..features).map(|_| range(rng)).collect())
-                    .collect();
-                let tables = PaperTables::new(ranges, outliers).unwrap();
-                site.layout = Some(PaperLayout::new(&tables));
-                site.codec = Box::new(Paper::new(tables));
-            }
+            DeviceCodec::None => Self::uncalibrated(Box::new(NoCodec::new(features))),
+            DeviceCodec::Paper => Self::paper(features, ranks, rng),
+            DeviceCodec::Rd => Self::rd(features, ranks, rng),
+            _ => Self::uncalibrated(Box::new(Dynamic::new(features))),
         }
-        site
+    }
+
+    fn uncalibrated(codec: Box<dyn Codec>) -> Self {
+        Self {
+            outliers: 0,
+            units: codec.features().div_ceil(CHUNK),
+            codec,
+            calibration: Calibration::None,
+        }
+    }
+
+    fn paper(features: usize, ranks: usize, rng: &mut ChaCha8Rng) -> Self {
+        let count = rng.random_range(0..=features.min(features / 16 + 2));
+        let mut outliers: Vec<u32> = sample(rng, features, count).iter().map(|o| o as u32).collect();
+        outliers.sort_unstable();
+        let range = |rng: &mut ChaCha8Rng| match rng.random_range(0..10) {
+            0 => 0.0,
+            1 => 1e-38,
+            _ => rng.random_range(0.01f32..4.0),
+        };
+        let ranges = (0..ranks)
+            .map(|_| (0..features).map(|_| range(rng)).collect())
+            .collect();
+        let tables = PaperTables::new(ranges, outliers).unwrap();
+        let layout = PaperLayout::new(&tables);
+        Self {
+            outliers: count,
+            units: layout.units(),
+            codec: Box::new(Paper::new(tables)),
+            calibration: Calibration::Paper(layout),
+        }
+    }
+
+    /// Any classes, so that rows of ranks differ in length and the shorter ones are filled up.
+    fn rd(features: usize, ranks: usize, rng: &mut ChaCha8Rng) -> Self {
+        let mut rank = || {
+            let few = rng.random_range(1..=CLASSES.len());
+            let bits: Vec<u8> = (0..features).map(|_| CLASSES[rng.random_range(0..few)]).collect();
+            let step = |rng: &mut ChaCha8Rng| match rng.random_range(0..10) {
+                0 => 1e-20,
+                1 => 900.0,
+                _ => rng.random_range(0.01f32..2.0),
+            };
+            let steps = (0..features).map(|_| step(rng)).collect();
+            RdRank { bits, steps }
+        };
+        let ranks: Vec<RdRank> = (0..ranks).map(|_| rank()).collect();
+        let words = ranks[0].bits.iter().filter(|bits| **bits == 16).count();
+        let tables = RdTables::new(&ranks).unwrap();
+        let layout = RdLayout::new(&tables).unwrap();
+        Self {
+            outliers: words,
+            units: layout.units(),
+            codec: Box::new(Rd::new(tables)),
+            calibration: Calibration::Rd(layout),
+        }
     }
 
     pub fn row_len(&self, dtype: Dtype) -> usize {
@@ -52,19 +97,16 @@ impl Site {
 
     /// The table whose field `at` of a call this is: its numbers, its buffers, and where they are to be written.
     pub fn table(&self, at: usize, buffers: &mut Vec<Vec<u8>>, pointers: &mut Vec<Pointer>) -> Table {
-        let Some(layout) = &self.layout else {
-            return Table::default();
+        let (parts, numbers) = match &self.calibration {
+            Calibration::None => return Table::default(),
+            Calibration::Paper(layout) => (layout.parts(), layout.numbers()),
+            Calibration::Rd(layout) => (layout.parts(), layout.numbers()),
         };
-        for (field, bytes) in layout.parts() {
+        for (field, bytes) in parts {
             pointers.push((at + field, buffers.len(), 0));
             buffers.push(bytes.to_vec());
         }
-        Table {
-            stride: layout.stride as u32,
-            slots: layout.slots() as u32,
-            outlier_count: layout.outliers.len() as u32,
-            ..Table::default()
-        }
+        numbers
     }
 }
 

@@ -8,7 +8,7 @@
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "what AVX-512 looks up"))]
 pub(super) mod cells;
 pub(crate) mod codebook;
-pub(super) mod layout;
+pub(crate) mod layout;
 pub(super) mod row;
 pub(super) mod scratch;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "what AVX-512 looks up"))]
@@ -26,6 +26,7 @@ use super::{Codec, CodecError, CodecKind, Dtype, EncodeStats, Level, Values};
 
 pub use codebook::CLASSES;
 pub(crate) use layout::GAIN_LEN;
+pub(crate) use row::level;
 
 /// Steps beyond this are refused: the largest of a class of 1 bit in a row of 2^20 features of which one is not zero.
 const MAX_STEP: f32 = 1024.0;
@@ -80,6 +81,20 @@ impl RdTables {
             row_len: row_len.unwrap_or(0),
             ranks,
         })
+    }
+
+    pub(crate) fn features(&self) -> usize {
+        self.features
+    }
+
+    /// Bytes of every rank's rows.
+    pub(crate) fn longest_row(&self) -> usize {
+        self.row_len
+    }
+
+    /// By rank.
+    pub(crate) fn layouts(&self) -> &[Layout] {
+        &self.ranks
     }
 
     /// Bytes of a row whose features have these bits; classes unknown count as 0 bits.
@@ -152,6 +167,10 @@ impl Codec for Rd {
 
     fn features(&self) -> usize {
         self.tables.features
+    }
+
+    fn rd_tables(&self) -> Option<&RdTables> {
+        Some(&self.tables)
     }
 
     fn payload_len(&self, tokens: usize, _dtype: Dtype) -> usize {
