@@ -15,7 +15,7 @@ use mistralrs_tpq::cuda::{CudaError, GpuLink};
 use mistralrs_tpq::exchange::{Algorithm, ExchangeConfig, NonFinite};
 use nix::sys::signal::Signal;
 
-use group::{codec, on_stand_in, ranks, values, Rank, FEATURES};
+use group::{codec, on_stand_in, ranks, values, Forged, Rank, FEATURES};
 
 const LINKS: [&str; 4] = ["peer", "nccl", "tcp", "host"];
 const LIMIT: Duration = Duration::from_secs(120);
@@ -259,6 +259,21 @@ fn ranks_at_different_sites_are_told_so() {
     for (rank, error) in outcomes.into_iter().enumerate() {
         assert_eq!(error, CudaError::Mismatched { ranks: vec![1 - rank] });
     }
+}
+
+#[test]
+fn a_payload_over_tcp_that_no_encoder_sends_is_reported_by_rank() {
+    let config = config(NonFinite::Fail, Algorithm::OneShot);
+    let outcomes = ranks(2, GpuLink::Tcp, config, |rank: &mut Rank| {
+        let codec = codec(rank.ranks);
+        let input = values(rank.rank, 2);
+        match rank.rank {
+            0 => rank.all_reduce(0, &codec, &input),
+            _ => rank.all_reduce(0, &Forged(codec), &input),
+        }
+    });
+    assert_eq!(outcomes[0], Err(CudaError::Malformed { ranks: vec![1] }));
+    assert!(outcomes[1].is_ok(), "{:?}", outcomes[1]);
 }
 
 #[test]

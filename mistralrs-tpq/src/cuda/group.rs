@@ -199,7 +199,7 @@ impl DeviceGroup {
             unsafe { self.base.device.clear(self.base.status.address(), size_of::<Status>()) }?;
             self.totals = EncodeStats::default();
         }
-        verdict(&status, deadline)?;
+        verdict(&status, self.link.patience(deadline))?;
         let now = EncodeStats {
             clipped: status.clipped,
             nonfinite: status.nonfinite,
@@ -234,7 +234,7 @@ impl Operands {
 }
 
 /// The gravest first: of a rank that is missing the payload is old, and says nothing.
-fn verdict(status: &Status, waited: Duration) -> Result<(), CudaError> {
+pub(super) fn verdict(status: &Status, waited: Duration) -> Result<(), CudaError> {
     let masks = [
         status.absent_ranks,
         status.mismatched_ranks,

@@ -1,6 +1,7 @@
 //! How payloads get from GPU to GPU, in the order of a stream and without the host.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::slots::Stage;
 use super::{CudaError, Device};
@@ -34,6 +35,11 @@ pub(super) trait Link: fmt::Debug + Send {
     fn reset(&mut self, stage: Stage) -> u64;
 
     fn done(&mut self);
+
+    /// How long its kernels wait for other ranks, where the host waits for `deadline`.
+    fn patience(&self, deadline: Duration) -> Duration {
+        deadline
+    }
 
     /// What went wrong meanwhile, without waiting.
     fn check(&mut self) -> Result<(), CudaError>;

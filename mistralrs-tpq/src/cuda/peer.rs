@@ -158,6 +158,10 @@ impl Link for Peer {
         self.slots.done();
     }
 
+    fn patience(&self, _deadline: Duration) -> Duration {
+        self.patience
+    }
+
     fn check(&mut self) -> Result<(), CudaError> {
         Ok(())
     }

@@ -155,14 +155,17 @@ impl DeviceReducer {
         }
     }
 
-    /// As [`DeviceGroup::check`]; nothing to wait for where the host takes part in every exchange.
+    /// As [`DeviceGroup::check`]. Where the host takes part in every exchange, what is left to see is payloads that do not decode.
     ///
     /// # Errors
     /// As [`DeviceGroup::check`].
     pub fn check(&mut self, transport: &dyn Transport) -> Result<EncodeStats, CudaError> {
         match &mut self.way {
             Way::Group(group) => group.check(transport, self.config.exchange.timeout),
-            Way::Tcp | Way::Host => Ok(EncodeStats::default()),
+            Way::Tcp | Way::Host => {
+                self.host.as_mut().map_or(Ok(()), Staged::check)?;
+                Ok(EncodeStats::default())
+            }
         }
     }
 

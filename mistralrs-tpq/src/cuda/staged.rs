@@ -8,10 +8,10 @@ use std::time::Duration;
 use bytemuck::Zeroable;
 use cudarc::driver::{sys, CudaEvent};
 
-use super::args::{Call, Header, HEADER_LEN};
+use super::args::{Call, Header, Status, HEADER_LEN};
 use super::device::driver;
 use super::grid::Launch;
-use super::group::Operands;
+use super::group::{verdict, Operands};
 use super::memory::{Buffer, Pinned};
 use super::staging::piece_ends;
 use super::tables::SiteTables;
@@ -38,6 +38,10 @@ pub(super) struct Staged {
     flow: Flow,
     room: Pinned,
     status: Buffer,
+    /// A copy of it on the host.
+    seen: Pinned,
+    /// Whether the device has decoded since the last check.
+    unchecked: bool,
     /// One for each piece that is on its way to the host.
     events: Vec<CudaEvent>,
 }
@@ -70,7 +74,9 @@ impl Staged {
             own: Pinned::zeroed(&device, 0)?,
             header: Pinned::zeroed(&device, HEADER_LEN)?,
             room: Pinned::zeroed(&device, 0)?,
-            status: Buffer::zeroed(&device, size_of::<super::args::Status>())?,
+            status: Buffer::zeroed(&device, size_of::<Status>())?,
+            seen: Pinned::zeroed(&device, size_of::<Status>())?,
+            unchecked: false,
             events: Vec::new(),
             device,
             deadline,
@@ -156,7 +162,27 @@ impl Staged {
             self.device
                 .launch(&Launch::decode(tables.codec, dtype, tables.features, tokens), &decode)
         }?;
+        self.unchecked = true;
         Ok(stats)
+    }
+
+    /// Waits for the exchanges so far, and says what the device found in their payloads: all else was seen on their way.
+    ///
+    /// # Errors
+    /// A payload that no encoder sends, and what the driver reports.
+    pub(super) fn check(&mut self) -> Result<(), CudaError> {
+        if !std::mem::take(&mut self.unchecked) {
+            return Ok(());
+        }
+        self.device.bind()?;
+        // SAFETY: both have room for a status, and the host reads it after the wait below only.
+        unsafe {
+            self.seen
+                .fetch(&self.device, self.status.address(), 0, size_of::<Status>())
+        }?;
+        self.synchronize()?;
+        let status: Status = bytemuck::pod_read_unaligned(&self.seen.bytes()[..size_of::<Status>()]);
+        verdict(&status, self.deadline)
     }
 
     /// Brings the values to the host, and what `exchange` makes of them back: for codecs and algorithms without kernels.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mistralrs_tpq::codec::{Codec, Dtype, Paper, PaperTables, Values};
+use mistralrs_tpq::codec::{Codec, CodecError, Dtype, EncodeStats, Paper, PaperTables, Values};
 use mistralrs_tpq::cuda::{CudaError, Device, DeviceReducer, DeviceTensor, GpuLink, ReducerConfig};
 use mistralrs_tpq::exchange::{Communicator, ExchangeConfig, Site};
 use mistralrs_tpq::transport::memory;
@@ -21,6 +21,44 @@ pub fn codec(ranks: usize) -> Paper {
     let range = |feature: usize| 0.5 + (feature % 7) as f32;
     let of_rank = |_| (0..FEATURES).map(range).collect();
     Paper::new(PaperTables::new((0..ranks).map(of_rank).collect(), vec![5, 64, 199]).unwrap())
+}
+
+/// Has no kernels, the tag of [`codec`]'s, and sends an outlier that is not finite.
+#[derive(Debug)]
+pub struct Forged(pub Paper);
+
+impl Codec for Forged {
+    fn name(&self) -> &'static str {
+        "forged"
+    }
+
+    fn tag(&self) -> u8 {
+        self.0.tag()
+    }
+
+    fn features(&self) -> usize {
+        self.0.features()
+    }
+
+    fn payload_len(&self, tokens: usize, dtype: Dtype) -> usize {
+        self.0.payload_len(tokens, dtype)
+    }
+
+    fn encode(&self, rank: usize, values: Values<'_>, payload: &mut [u8]) -> EncodeStats {
+        let seen = self.0.encode(rank, values, payload);
+        if let Some(word) = payload.last_chunk_mut() {
+            *word = 0x7f80_u16.to_le_bytes();
+        }
+        seen
+    }
+
+    fn decode_accumulate(&self, _: usize, _: &[u8], _: Dtype, _: &mut [f32]) -> Result<(), CodecError> {
+        Ok(())
+    }
+
+    fn error_bound(&self, rank: usize, row: &[f32], bound: &mut [f32]) {
+        self.0.error_bound(rank, row, bound);
+    }
 }
 
 pub fn values(rank: usize, tokens: usize) -> Vec<f32> {
