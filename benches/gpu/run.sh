@@ -3,9 +3,9 @@
 # JSON lines to results.jsonl: the rows of the benchmark, and one line {"part", "rc", "seconds"} for itself. A part that
 # failed has its output in PART.log.
 #
-#   benches/gpu/run.sh [-o FOLDER] [PART...]      all parts, or: host kernels suite sanitize peer nccl tcp table lost engine
+#   benches/gpu/run.sh [-o FOLDER] [PART...]      all parts, or: host kernels suite sanitize peer nccl tcp table lost engine serve
 #
-# Needs target/gpu/tpq and target/gpu/tests of pack.sh, and for `engine` target/gpu/engine/tpq. Leaves the card's settings alone.
+# Needs target/gpu/tpq and target/gpu/tests of pack.sh, and for `engine` and `serve` target/gpu/engine.tar.xz. Leaves the card's settings alone.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 out=${OUT:-target/gpu/out}
@@ -20,15 +20,18 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # Seconds that a part may take: a limit for what hangs, not what it needs.
-declare -A limit=([host]=60 [kernels]=240 [suite]=240 [sanitize]=280 [peer]=120 [nccl]=180 [tcp]=120 [table]=120 [lost]=60 [engine]=240)
+declare -A limit=([host]=60 [kernels]=240 [suite]=240 [sanitize]=280 [peer]=120 [nccl]=180 [tcp]=120 [table]=120 [lost]=60 [engine]=240 [serve]=120)
 
-# The loader looks for libnccl.so, and Python's wheel has libnccl.so.2 only.
-nccl=$(python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null)
-if [ -e "${nccl:-/none}/lib/libnccl.so.2" ]; then
-    mkdir -p "$work/lib"
-    ln -s "$nccl/lib/libnccl.so.2" "$work/lib/libnccl.so"
-    export LD_LIBRARY_PATH=$work/lib:$nccl/lib:${LD_LIBRARY_PATH:-}
-fi
+# Where CUDA's libraries are Python's wheels (PyTorch's are), the loader is told. It looks for libnccl.so, and the wheel has
+# libnccl.so.2 only.
+for lib in $(python3 -c 'import nvidia; print(*nvidia.__path__)' 2>/dev/null | tr ' ' '\n' | sed 's,$,/*/lib,'); do
+    [ -d "$lib" ] || continue
+    export LD_LIBRARY_PATH=$work/lib:$lib:${LD_LIBRARY_PATH:-}
+    if [ -e "$lib/libnccl.so.2" ]; then
+        mkdir -p "$work/lib"
+        ln -sf "$lib/libnccl.so.2" "$work/lib/libnccl.so"
+    fi
+done
 
 # ranks N ARG...: `tpq ARG...` as N processes on this GPU. NCCL takes one GPU twice when it believes in several hosts, and then
 # goes through sockets.
@@ -99,25 +102,41 @@ part_lost() {
     printf '{"survivor_rc":%d,"ended_after_s":%d}\n' $rc $((SECONDS - started))
     [ $rc -ne 0 ] && grep -q 'rank 1' "$work/survivor"
 }
-# Two processes on this GPU run the demo model; the ranks' logits must be bit-identical.
-part_engine() {
-    local engine=$PWD/target/gpu/engine/tpq link
-    if [ ! -x "$engine" ]; then
-        echo "no $engine: benches/gpu/pack.sh --engine" >&2
+unpack() {
+    if ! tar -C "$work" -xJf target/gpu/engine.tar.xz && ! python3 -m tarfile -e target/gpu/engine.tar.xz "$work"; then
+        echo "no target/gpu/engine.tar.xz: benches/gpu/pack.sh --engine" >&2
         return 3
     fi
+}
+# Two processes on this GPU run the demo model; the ranks' logits must be bit-identical.
+part_engine() {
+    local link
+    unpack || return
     for link in peer nccl tcp host; do
         printf 'version: 1\ncodec: {kind: dynamic}\nexchange: {gpu_link: %s}\n' $link > "$work/tpq.yaml"
-        NCCL_SOCKET_IFNAME=lo "$engine" bench engine --config "$work/tpq.yaml" -n 2 -m examples/demo-model --prompt 64 \
+        NCCL_SOCKET_IFNAME=lo "$work/tpq" bench engine --config "$work/tpq.yaml" -n 2 -m examples/demo-model --prompt 64 \
             --generate 8 --runs 3 --json || return
-        NCCL_SOCKET_IFNAME=lo "$engine" eval --config "$work/tpq.yaml" -n 2 -m examples/demo-model --text README.md \
+        NCCL_SOCKET_IFNAME=lo "$work/tpq" eval --config "$work/tpq.yaml" -n 2 -m examples/demo-model --text README.md \
             --max-tokens 512 --json | tee "$work/eval" || return
         grep -q '"ranks_bit_identical":true' "$work/eval" || return
     done
 }
+# The same model as a server: eight requests one by one, then at once.
+part_serve() {
+    local port=$((20000 + RANDOM % 20000)) server rc
+    unpack || return
+    printf 'version: 1\ncodec: {kind: dynamic}\n' > "$work/tpq.yaml"
+    "$work/tpq" launch -n 2 -- "$work/mistralrs-server" --tpq-config "$work/tpq.yaml" --port $port plain -m examples/demo-model >&2 &
+    server=$!
+    python3 benches/gpu/ask.py $port
+    rc=$?
+    kill -INT $server
+    wait $server
+    return $rc
+}
 
 parts=("$@")
-[ $# -eq 0 ] && parts=(host kernels suite sanitize peer nccl tcp table lost engine)
+[ $# -eq 0 ] && parts=(host kernels suite sanitize peer nccl tcp table lost engine serve)
 failed=0
 for part in "${parts[@]}"; do
     if ! declare -F "part_$part" > /dev/null; then
@@ -126,7 +145,7 @@ for part in "${parts[@]}"; do
     fi
     started=$SECONDS
     # `timeout` ends the group of processes that the part has started.
-    export -f exchange ranks "part_$part"
+    export -f exchange ranks unpack "part_$part"
     export tpq work out
     timeout --kill-after=5 "${limit[$part]}" bash -c "part_$part" > "$work/rows" 2> "$out/$part.log"
     rc=$?
