@@ -38,9 +38,11 @@ fn compile(package: &Path, folder: &Path) -> Result<()> {
     let mut command = Command::new(&compiler);
     command
         .args("-std=c++17 -O2 -Wall -Wextra -Werror -ffp-contract=off -fno-strict-aliasing".split(' '))
+        // Its check of longjmp() knows one stack only.
+        .arg("-U_FORTIFY_SOURCE")
         .args(["-fPIC", "-shared", "-pthread", "-I"])
         .arg(package.join("kernels"))
-        .args(["driver.cpp", "nccl.cpp"].map(|source| sources.join(source)))
+        .args(["driver.cpp", "memory.cpp", "nccl.cpp"].map(|source| sources.join(source)))
         .arg("-o")
         .arg(folder.join("libcuda.so"));
     succeed(&mut command).context("the stand-in for the CUDA driver needs a C++17 compiler (CXX or c++)")?;
