@@ -235,8 +235,9 @@ TPQ_DEVICE void decode(const Call &call, const Source &source, uint32_t c, uint3
     const uint32_t token = blockIdx.y;                                                                                 \
     const uint32_t stride = gridDim.y;
 
-#define TPQ_CODEC_DTYPE(codec, Codec, dtype, T)                                                                        \
-    TPQ_KERNEL(tpq::THREADS) tpq_encode_##codec##_##dtype(TPQ_CONST tpq::Call call) {                                  \
+// Bounds of encode: threads of a block, and blocks of a processor where the compiler would choose more and spill.
+#define TPQ_CODEC_DTYPE(codec, Codec, dtype, T, ...)                                                                   \
+    TPQ_KERNEL(__VA_ARGS__) tpq_encode_##codec##_##dtype(TPQ_CONST tpq::Call call) {                                   \
         TPQ_INDICES                                                                                                    \
         tpq::encode<Codec>(call, tpq::ValueRows<T>{call}, unit, token, stride);                                        \
     }                                                                                                                  \
@@ -272,15 +273,15 @@ TPQ_DEVICE void decode(const Call &call, const Source &source, uint32_t c, uint3
     TPQ_PLACE(dynamic, tpq::Dynamic, false, dtype, T)                                                                  \
     TPQ_PLACE(dynamic8, tpq::Dynamic8, false, dtype, T)
 
-TPQ_CODEC_DTYPE(paper, tpq::Paper, f32, float)
-TPQ_CODEC_DTYPE(paper, tpq::Paper, bf16, tpq::Bf16)
-TPQ_CODEC_DTYPE(paper, tpq::Paper, f16, tpq::F16)
-TPQ_CODEC_DTYPE(dynamic, tpq::Dynamic, f32, float)
-TPQ_CODEC_DTYPE(dynamic, tpq::Dynamic, bf16, tpq::Bf16)
-TPQ_CODEC_DTYPE(dynamic, tpq::Dynamic, f16, tpq::F16)
-TPQ_CODEC_DTYPE(rd, tpq::Rd, f32, float)
-TPQ_CODEC_DTYPE(rd, tpq::Rd, bf16, tpq::Bf16)
-TPQ_CODEC_DTYPE(rd, tpq::Rd, f16, tpq::F16)
+TPQ_CODEC_DTYPE(paper, tpq::Paper, f32, float, tpq::THREADS)
+TPQ_CODEC_DTYPE(paper, tpq::Paper, bf16, tpq::Bf16, tpq::THREADS)
+TPQ_CODEC_DTYPE(paper, tpq::Paper, f16, tpq::F16, tpq::THREADS)
+TPQ_CODEC_DTYPE(dynamic, tpq::Dynamic, f32, float, tpq::THREADS)
+TPQ_CODEC_DTYPE(dynamic, tpq::Dynamic, bf16, tpq::Bf16, tpq::THREADS)
+TPQ_CODEC_DTYPE(dynamic, tpq::Dynamic, f16, tpq::F16, tpq::THREADS)
+TPQ_CODEC_DTYPE(rd, tpq::Rd, f32, float, tpq::THREADS, 6)
+TPQ_CODEC_DTYPE(rd, tpq::Rd, bf16, tpq::Bf16, tpq::THREADS, 6)
+TPQ_CODEC_DTYPE(rd, tpq::Rd, f16, tpq::F16, tpq::THREADS, 6)
 TPQ_NONE_DTYPE(f32, float)
 TPQ_NONE_DTYPE(bf16, tpq::Bf16)
 TPQ_NONE_DTYPE(f16, tpq::F16)

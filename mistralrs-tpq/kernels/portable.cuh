@@ -11,7 +11,7 @@
 #include <cuda_fp16.h>
 
 #define TPQ_DEVICE __device__ __forceinline__
-#define TPQ_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define TPQ_KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 #define TPQ_CONST __grid_constant__ const
 
 namespace tpq {

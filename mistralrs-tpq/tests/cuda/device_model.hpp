@@ -12,7 +12,7 @@
 #include <vector>
 
 #define TPQ_DEVICE inline
-#define TPQ_KERNEL(threads) extern "C" void
+#define TPQ_KERNEL(...) extern "C" void
 #define TPQ_CONST const
 
 struct alignas(16) uint4 {
