@@ -277,6 +277,23 @@ fn a_payload_over_tcp_that_no_encoder_sends_is_reported_by_rank() {
 }
 
 #[test]
+fn an_exchange_is_not_captured_into_a_graph_and_the_group_works_on() {
+    for link in in_process() {
+        let config = config(NonFinite::Fail, Algorithm::OneShot);
+        let sums = ranks(2, *link, config, |rank: &mut Rank| {
+            let codec = codec(rank.ranks);
+            let captured = rank.captured(0, &codec, &values(rank.rank, 2));
+            let sum = rank.all_reduce(0, &codec, &values(rank.rank, 2)).unwrap();
+            (captured, sum, rank.expected(&codec, 2))
+        });
+        for (captured, sum, expected) in sums {
+            assert_eq!(captured, Err(CudaError::Captured), "{link:?}");
+            assert_eq!(sum, expected, "{link:?}");
+        }
+    }
+}
+
+#[test]
 fn rows_of_no_tokens_are_no_exchange() {
     for link in in_process() {
         let config = config(NonFinite::Fail, Algorithm::OneShot);

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cudarc::driver::sys::CUstreamCaptureStatus;
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
 };
@@ -89,6 +90,15 @@ impl Device {
     /// Makes the GPU that of the calling thread, which what follows in it relies on.
     pub(super) fn bind(&self) -> Result<(), CudaError> {
         self.context().bind_to_thread().map_err(driver("use the GPU"))
+    }
+
+    /// Whether work is being recorded into a graph instead of run.
+    pub(super) fn is_capturing(&self) -> Result<bool, CudaError> {
+        let status = self
+            .stream
+            .capture_status()
+            .map_err(driver("say whether it captures"))?;
+        Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
     /// # Safety

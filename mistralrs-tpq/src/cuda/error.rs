@@ -33,6 +33,9 @@ pub enum CudaError {
     },
     #[error("rank {rank} tells its GPU in another form: is it the same version?")]
     Facts { rank: usize },
+    /// Its host side would not be in the graph: who looks for errors, whose turn a slot is, and over TCP everything.
+    #[error("an exchange cannot be captured into a CUDA graph: run the step without one")]
+    Captured,
     #[error(transparent)]
     Transport(#[from] TransportError),
     #[error(transparent)]
@@ -60,7 +63,10 @@ impl CudaError {
     pub fn leaves_the_group_usable(&self) -> bool {
         matches!(
             self,
-            Self::NonFinite { .. } | Self::ApiMisuse { .. } | Self::Exchange(ExchangeError::NonFinite { .. })
+            Self::NonFinite { .. }
+                | Self::ApiMisuse { .. }
+                | Self::Captured
+                | Self::Exchange(ExchangeError::NonFinite { .. })
         )
     }
 }
@@ -95,5 +101,6 @@ mod tests {
         assert_eq!(error.to_string(), "ranks 1, 3 sent a payload that no encoder sends");
         assert_eq!(error.rank(), Some(1));
         assert!(!error.leaves_the_group_usable());
+        assert!(CudaError::Captured.leaves_the_group_usable());
     }
 }

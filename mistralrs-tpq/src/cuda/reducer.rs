@@ -101,7 +101,8 @@ impl DeviceReducer {
     ///
     /// # Errors
     /// What [`Communicator::all_reduce`] and the device report. Over GPU links another rank's fault, and NaN, are seen by
-    /// [`DeviceReducer::check`] only, unless the configuration wants NaN to be exchanged again.
+    /// [`DeviceReducer::check`] only, unless the configuration wants NaN to be exchanged again. [`CudaError::Captured`] while the stream is
+    /// captured into a graph.
     ///
     /// # Safety
     /// As [`DeviceGroup::all_reduce`].
@@ -114,6 +115,10 @@ impl DeviceReducer {
     ) -> Result<ExchangeStats, CudaError> {
         if operands.tokens == 0 {
             return Ok(ExchangeStats::default());
+        }
+        // All ranks run the same steps, so all refuse here and none waits for the others.
+        if self.device.is_capturing()? {
+            return Err(CudaError::Captured);
         }
         let auto = match &self.way {
             Way::Group(_) => Some(&ON_DEVICE[..]),

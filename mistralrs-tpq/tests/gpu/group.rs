@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use mistralrs_tpq::codec::{Codec, CodecError, Dtype, EncodeStats, Paper, PaperTables, Values};
 use mistralrs_tpq::cuda::{CudaError, Device, DeviceReducer, DeviceTensor, GpuLink, ReducerConfig};
-use mistralrs_tpq::exchange::{Communicator, ExchangeConfig, Site};
+use mistralrs_tpq::exchange::{Communicator, ExchangeConfig, ExchangeStats, Site};
 use mistralrs_tpq::transport::memory;
 
 pub const FEATURES: usize = 200;
@@ -77,16 +78,9 @@ pub struct Rank {
 impl Rank {
     /// One exchange and the look at what went wrong in it; then the sum is read. Reading waits for the stream without a deadline.
     pub fn all_reduce(&mut self, site: u32, codec: &dyn Codec, input: &[f32]) -> Result<Vec<f32>, CudaError> {
-        let shape = (input.len() / FEATURES, FEATURES);
-        let input = DeviceTensor::new(&self.device, shape, DTYPE, bytemuck::cast_slice(input))?;
-        let mut output = DeviceTensor::new(&self.device, shape, DTYPE, &[])?;
-        let site = Site {
-            id: site,
-            name: "model.layers.0.mlp.down_proj".into(),
-        };
-        let (reducer, communicator) = (&mut self.reducer, &self.communicator);
-        let stats = reducer.all_reduce_tensor(communicator, &site, (0, codec), &input, &mut output)?;
-        assert!(stats.bytes_sent > 0 || shape.0 == 0);
+        let (values, mut output) = self.tensors(input)?;
+        let stats = self.exchange(site, codec, &values, &mut output)?;
+        assert!(stats.bytes_sent > 0 || input.is_empty());
         self.reducer.check(&**self.communicator.transport())?;
         let read = output.read(&self.device)?;
         Ok(read
@@ -95,6 +89,41 @@ impl Rank {
             .iter()
             .map(|word| f32::from_le_bytes(*word))
             .collect())
+    }
+
+    /// What an exchange says to a stream that is being captured into a graph.
+    pub fn captured(&mut self, site: u32, codec: &dyn Codec, input: &[f32]) -> Result<(), CudaError> {
+        let (input, mut output) = self.tensors(input)?;
+        let stream = self.device.stream().clone();
+        stream.synchronize().unwrap();
+        stream
+            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
+            .unwrap();
+        let outcome = self.exchange(site, codec, &input, &mut output).map(drop);
+        let no_flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        drop(stream.end_capture(no_flags).unwrap());
+        outcome
+    }
+
+    fn tensors(&self, input: &[f32]) -> Result<(DeviceTensor, DeviceTensor), CudaError> {
+        let shape = (input.len() / FEATURES, FEATURES);
+        let values = DeviceTensor::new(&self.device, shape, DTYPE, bytemuck::cast_slice(input))?;
+        Ok((values, DeviceTensor::new(&self.device, shape, DTYPE, &[])?))
+    }
+
+    fn exchange(
+        &mut self,
+        site: u32,
+        codec: &dyn Codec,
+        input: &DeviceTensor,
+        output: &mut DeviceTensor,
+    ) -> Result<ExchangeStats, CudaError> {
+        let site = Site {
+            id: site,
+            name: "model.layers.0.mlp.down_proj".into(),
+        };
+        let (reducer, communicator) = (&mut self.reducer, &self.communicator);
+        reducer.all_reduce_tensor(communicator, &site, (0, codec), input, output)
     }
 
     /// What the specification makes of all ranks' [`values`].

@@ -286,6 +286,12 @@ int cuStreamBeginCapture_v2(void *stream, int) {
     stream_of(stream)->capture = new std::vector<Work>;
     return OK;
 }
+int cuStreamIsCapturing(void *stream, int *status) {
+    NEED_CONTEXT
+    std::lock_guard<std::mutex> lock(stream_of(stream)->mutex);
+    *status = stream_of(stream)->capture == nullptr ? 0 : 1;
+    return OK;
+}
 int cuStreamEndCapture(void *stream, void **graph) {
     NEED_CONTEXT
     std::lock_guard<std::mutex> lock(stream_of(stream)->mutex);
