@@ -126,7 +126,8 @@ part_serve() {
     local port=$((20000 + RANDOM % 20000)) server rc
     unpack || return
     printf 'version: 1\ncodec: {kind: dynamic}\n' > "$work/tpq.yaml"
-    "$work/tpq" launch -n 2 -- "$work/mistralrs-server" --tpq-config "$work/tpq.yaml" --port $port plain -m examples/demo-model >&2 &
+    "$work/tpq" launch -n 2 -- "$work/mistralrs-server" --tpq-config "$work/tpq.yaml" --paged-ctxt-len 8192 --port $port \
+        plain -m examples/demo-model >&2 &
     server=$!
     python3 benches/gpu/ask.py $port
     rc=$?

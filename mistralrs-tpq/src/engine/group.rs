@@ -19,6 +19,7 @@ use crate::wire::Identity;
 
 /// A rank's first message to rank 0.
 const LOADED: &[u8] = b"loaded";
+const LEAST: &[u8] = b"least ";
 
 /// Between two attempts to form the group anew, and between two looks at whether that is necessary.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -81,6 +82,12 @@ impl Group {
         Ok(self.transport.recv_message(0, Patience::Silence(self.timeout))?)
     }
 
+    /// The least of all ranks' values. All ranks call it at the same points of loading, each when it gets there: as long as the
+    /// others live, that is no reason to give up.
+    pub(super) fn least(&self, value: u64) -> Result<u64> {
+        least(&*self.transport, value, self.timeout)
+    }
+
     /// Rank 0, before its first message: loading takes each rank its own time, and as long as it lives that is no reason
     /// to give up. The first exchange, on the other hand, would wait for `timeout` only.
     fn await_loaded(&self) -> Result<()> {
@@ -97,6 +104,28 @@ impl Group {
         self.loaded.store(true, Ordering::Release);
         Ok(())
     }
+}
+
+fn least(transport: &dyn Transport, value: u64, timeout: Duration) -> Result<u64> {
+    let message = |value: u64| [LEAST, &value.to_le_bytes()].concat();
+    let receive = |from: usize| -> Result<u64> {
+        let message = transport.recv_message(from, Patience::Silence(timeout))?;
+        let value = message.strip_prefix(LEAST).and_then(|value| value.try_into().ok());
+        let other = || format!("rank {from} sent something else than a number to agree on: is it the same version?");
+        value.map(u64::from_le_bytes).with_context(other)
+    };
+    if transport.rank() > 0 {
+        transport.send_message(0, &message(value))?;
+        return receive(0);
+    }
+    let others = 1..transport.world_size();
+    let least = others
+        .clone()
+        .try_fold(value, |least, rank| receive(rank).map(|value| least.min(value)))?;
+    others
+        .into_iter()
+        .try_for_each(|rank| transport.send_message(rank, &message(least)))?;
+    Ok(least)
 }
 
 /// The group of the moment.
@@ -220,5 +249,45 @@ impl GroupSlot {
         if let Some(group) = self.current() {
             group.transport.close();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::memory;
+
+    const TIMEOUT: Duration = Duration::from_secs(20);
+
+    fn ranks<T: Send>(count: usize, body: impl Fn(&dyn Transport) -> T + Sync) -> Vec<T> {
+        std::thread::scope(|scope| {
+            let body = &body;
+            let start = |transport| scope.spawn(move || body(&transport));
+            let threads: Vec<_> = memory::group(count).into_iter().map(start).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        })
+    }
+
+    #[test]
+    fn ranks_agree_on_the_least_of_their_values() {
+        for values in [vec![70, 500, 9], vec![3, 8], vec![u64::MAX, u64::MAX]] {
+            let agree = |transport: &dyn Transport| least(transport, values[transport.rank()], TIMEOUT).unwrap();
+            let agreed = ranks(values.len(), agree);
+            let expected = values.iter().min().unwrap();
+            assert!(agreed.iter().all(|agreed| agreed == expected), "{agreed:?}");
+        }
+    }
+
+    #[test]
+    fn another_message_in_place_of_a_number_is_an_error_that_names_the_rank() {
+        let outcomes = ranks(2, |transport| match transport.rank() {
+            0 => least(transport, 5, TIMEOUT).map_err(|error| error.to_string()),
+            _ => {
+                transport.send_message(0, LOADED).unwrap();
+                Ok(0)
+            }
+        });
+        let error = outcomes[0].as_ref().unwrap_err();
+        assert!(error.starts_with("rank 1 sent something else"), "{error}");
     }
 }

@@ -37,6 +37,11 @@ impl AllReduceProvider for Provider {
         self.node.connect(fingerprint, dtype).map_err(candle)
     }
 
+    fn least(&self, value: usize) -> Result<usize> {
+        let least = self.node.group().and_then(|group| group.least(value as u64));
+        least.map(|least| least as usize).map_err(candle)
+    }
+
     fn reducer(&self, site: &ReduceSite) -> Result<Arc<dyn AllReduce>> {
         let site = if site.name.is_empty() {
             "unnamed".into()
