@@ -1,7 +1,8 @@
 // encode, decode_accumulate, reduce_requantize, and place, which decodes what two-shot's owners sent.
 //
-// Grid: x covers the chunks of a row, one thread each (encoding `rd`, some each); y strides over the tokens. A thread keeps its column, so a site's
-// tables stay in the first-level cache. A warp reads 512 consecutive bytes of 16-bit elements and writes 128 of codes.
+// Grid: x covers the chunks of a row, one thread each (encoding `rd`, some each); y strides over the tokens. A thread keeps its
+// column, so a site's tables stay in the first-level cache. A warp reads 512 consecutive bytes of 16-bit elements and writes 128
+// of codes.
 //
 // | kernel | reads | writes | bit-equal to |
 // |---|---|---|---|
