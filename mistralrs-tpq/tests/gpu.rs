@@ -119,9 +119,16 @@ fn kernels_on_the_device_match_the_specification() {
 #[test]
 fn a_killed_rank_ends_the_others_soon_and_is_named() {
     for link in LINKS {
-        let mut processes = start(link, 3, &["--seconds", "60", "--max-bytes", "65536"]);
-        // Until exchanges run: rank 0 prints a row after each case only.
-        std::thread::sleep(Duration::from_secs(4));
+        let mut processes = start(
+            link,
+            3,
+            &["--seconds", "2", "--min-bytes", "8192", "--max-bytes", "65536"],
+        );
+        // Exchanges run: rank 0 has printed the row of the first case, of some dozens.
+        while processes[0].stdout().is_empty() {
+            assert!(processes[0].left() > Duration::ZERO, "{link}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
         assert!(processes.iter_mut().all(|process| !process.has_ended()), "{link}");
         processes[1].signal(Signal::SIGKILL);
         let killed = Instant::now();
