@@ -301,6 +301,32 @@ fn an_exchange_is_not_captured_into_a_graph_and_the_group_works_on() {
 }
 
 #[test]
+fn ranks_have_a_gpu_each_where_there_are_as_many() {
+    if !on_stand_in() {
+        eprintln!("needs the eight GPUs of the stand-in");
+        return;
+    }
+    let gpus = |ranks: &str, visible: Option<&str>| {
+        let mut command = tpq();
+        let script = "echo ${CUDA_VISIBLE_DEVICES-all}";
+        command.args(["launch", "-n", ranks, "--", "sh", "-c", script]);
+        match visible {
+            Some(visible) => command.env("CUDA_VISIBLE_DEVICES", visible),
+            None => command.env_remove("CUDA_VISIBLE_DEVICES"),
+        };
+        let finished = Process::start(command, LIMIT).finish();
+        assert!(finished.status.success(), "{finished:?}");
+        let mut lines: Vec<_> = finished.stdout.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(gpus("2", None), ["[rank 0] 0", "[rank 1] 1"]);
+    assert_eq!(gpus("2", Some("5, 3,1")), ["[rank 0] 5", "[rank 1] 3"]);
+    assert_eq!(gpus("2", Some("6")), ["[rank 0] 6", "[rank 1] 6"]);
+    assert_eq!(gpus("1", None), ["[rank 0] all"]);
+}
+
+#[test]
 fn rows_of_no_tokens_are_no_exchange() {
     for link in in_process() {
         let config = config(NonFinite::Fail, Algorithm::OneShot);

@@ -96,7 +96,8 @@ pub struct LaunchArgs {
     #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_value_t = 0, default_missing_value = "10", hide_default_value = true)]
     pub restart: u32,
     /// The GPU of each rank, separated by commas, as CUDA_VISIBLE_DEVICES of that rank: numbers, or UUIDs as nvidia-smi -L
-    /// prints them. Without it all ranks see all GPUs, and the engine takes the first. Example: 0,1
+    /// prints them. Two ranks may share one. Without it rank i has the i-th GPU, in a build for GPUs and where there are as many as
+    /// ranks; else all see all, and the engine takes the first. Example: 2,3
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub gpus: Vec<String>,
     /// Drop stdout of all ranks but 0; their stderr is still shown

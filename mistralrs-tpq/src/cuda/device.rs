@@ -209,6 +209,12 @@ pub(super) fn driver(what: &'static str) -> impl Fn(DriverError) -> CudaError {
     }
 }
 
+/// GPUs that this process sees; none without a driver.
+pub fn device_count() -> usize {
+    let count = require_driver().map(|()| CudaContext::device_count());
+    count.map_or(0, |count| count.map_or(0, |count| usize::try_from(count).unwrap_or(0)))
+}
+
 /// Without the engine the driver is looked for now; the engine's program would not have started without it.
 pub(super) fn require_driver() -> Result<(), CudaError> {
     #[cfg(not(feature = "candle"))]

@@ -51,7 +51,7 @@ mod tensor;
 #[cfg(all(feature = "cuda", feature = "candle"))]
 pub use candle::all_reduce_storage;
 #[cfg(feature = "cuda")]
-pub use device::Device;
+pub use device::{device_count, Device};
 pub use error::CudaError;
 pub use facts::GpuLink;
 pub use grid::{DeviceCodec, Kernel, Launch, THREADS};

@@ -1,8 +1,9 @@
 //! `tpq launch`: N ranks of one command on this host.
 //!
-//! `ports` keeps their ports free for them, `supervisor` starts the ranks and decides when they stop, `output` prefixes their
+//! `ports` keeps their ports free for them, `gpus` chooses a GPU for each, `supervisor` starts the ranks and decides when they stop, `output` prefixes their
 //! lines, `orphans` sees to it that none survives `tpq` itself.
 
+mod gpus;
 mod orphans;
 mod output;
 mod ports;
@@ -20,7 +21,7 @@ const THREADS_VARIABLE: &str = "RAYON_NUM_THREADS";
 
 /// Returns the exit code of the launch.
 pub fn run(args: &LaunchArgs, global: &Global) -> Result<u8, CliError> {
-    check_gpus(&args.gpus, usize::from(args.ranks))?;
+    let gpus = gpus::of_ranks(&args.gpus, usize::from(args.ranks))?;
     let reserved = match args.base_port {
         Some(base) => Reserved::from(base, args.ranks)?,
         None => Reserved::any(args.ranks)?,
@@ -32,7 +33,7 @@ pub fn run(args: &LaunchArgs, global: &Global) -> Result<u8, CliError> {
         threads: threads_of_a_rank(usize::from(args.ranks)),
         grace: Duration::from_secs_f64(args.grace_s),
         restarts: args.restart,
-        gpus: &args.gpus,
+        gpus: &gpus,
         quiet_workers: args.quiet_workers,
         bare_rank_0: args.bare_rank_0,
         format: if args.bare_rank_0 {
@@ -44,28 +45,6 @@ pub fn run(args: &LaunchArgs, global: &Global) -> Result<u8, CliError> {
         },
     };
     supervisor::run(&launch)
-}
-
-/// One for each rank, or none at all. Two ranks may share one.
-fn check_gpus(gpus: &[String], ranks: usize) -> Result<(), CliError> {
-    if gpus.is_empty() {
-        return Ok(());
-    }
-    if gpus.len() != ranks {
-        return Err(CliError::Usage(format!(
-            "--gpus names {} for {ranks} ranks: name one for each",
-            gpus.len()
-        )));
-    }
-    // The driver ends its list at the first name it does not know and says nothing.
-    let number = |gpu: &str| !gpu.is_empty() && gpu.bytes().all(|byte| byte.is_ascii_digit());
-    let known = |gpu: &str| number(gpu) || gpu.starts_with("GPU-") || gpu.starts_with("MIG-");
-    match gpus.iter().find(|gpu| !known(gpu)) {
-        Some(gpu) => Err(CliError::Usage(format!(
-            "--gpus: {gpu:?} is no GPU: expected a number, or GPU-... or MIG-... as nvidia-smi -L prints them"
-        ))),
-        None => Ok(()),
-    }
 }
 
 /// The ranks share this host's cores, as under torchrun: ranks that compute in lockstep gain nothing from more threads than that.

@@ -157,7 +157,7 @@ impl Supervisor<'_> {
             command.env(super::THREADS_VARIABLE, threads.to_string());
         }
         if let Some(gpu) = launch.gpus.get(rank) {
-            command.env("CUDA_VISIBLE_DEVICES", gpu);
+            command.env(super::gpus::VARIABLE, gpu);
         }
         let mut process = command
             .args(["__rank", "--parent", &std::process::id().to_string(), "--"])
