@@ -20,6 +20,8 @@ use crate::wire::Identity;
 /// A rank's first message to rank 0.
 const LOADED: &[u8] = b"loaded";
 const LEAST: &[u8] = b"least ";
+/// Ranks agree on numbers where they have a paged cache.
+const ALIKE: &str = "start all ranks with paged attention (on GPUs), or all with --no-paged-attn";
 
 /// Between two attempts to form the group anew, and between two looks at whether that is necessary.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -98,7 +100,7 @@ impl Group {
             let message = self.transport.recv_message(rank, Patience::Silence(self.timeout))?;
             ensure!(
                 message == LOADED,
-                "rank {rank} sent something else than that it has loaded the model"
+                "rank {rank} sent something else than that it has loaded the model: {ALIKE}"
             );
         }
         self.loaded.store(true, Ordering::Release);
@@ -111,7 +113,7 @@ fn least(transport: &dyn Transport, value: u64, timeout: Duration) -> Result<u64
     let receive = |from: usize| -> Result<u64> {
         let message = transport.recv_message(from, Patience::Silence(timeout))?;
         let value = message.strip_prefix(LEAST).and_then(|value| value.try_into().ok());
-        let other = || format!("rank {from} sent something else than a number to agree on: is it the same version?");
+        let other = || format!("rank {from} sent something else than a number to agree on: {ALIKE}");
         value.map(u64::from_le_bytes).with_context(other)
     };
     if transport.rank() > 0 {
@@ -288,6 +290,9 @@ mod tests {
             }
         });
         let error = outcomes[0].as_ref().unwrap_err();
-        assert!(error.starts_with("rank 1 sent something else"), "{error}");
+        assert!(
+            error.starts_with("rank 1 sent something else") && error.ends_with(ALIKE),
+            "{error}"
+        );
     }
 }
