@@ -350,21 +350,22 @@ fn payloads_that_no_encoder_sends_are_reported_by_rank() {
     ];
     for (kind, at, bits) in cases {
         let features = 65;
-        let site = std::iter::repeat_with(|| Site::new(kind, features, 1, &mut rng))
+        let site = std::iter::repeat_with(|| Site::new(kind, features, 2, &mut rng))
             .find(|site| site.outliers > 0 || kind == DeviceCodec::Dynamic)
             .unwrap();
         let mut case = Case::new(1, features);
-        payloads(&mut case, &site, Dtype::Bf16, 1, &mut rng);
-        let (_, buffer, start) = case.pointers[1];
+        payloads(&mut case, &site, Dtype::Bf16, 2, &mut rng);
+        // Pointer 0 is to the status, then one for each rank's payload.
+        let (_, buffer, start) = case.pointers[2];
         let row = &mut case.buffers[buffer][start..];
         let at = if at < 0 { row.len() - 2 } else { at as usize };
         row[at..at + 2].copy_from_slice(&bits.to_le_bytes());
         let (row, mut sum) = (row.to_vec(), vec![0.0; features]);
-        let refused = site.codec.decode_accumulate(0, &row, Dtype::Bf16, &mut sum);
+        let refused = site.codec.decode_accumulate(1, &row, Dtype::Bf16, &mut sum);
         assert!(refused.is_err(), "{kind:?}");
         case.point(offset_of!(Call, output), vec![0; features * 2], 0);
         case.run(&mut emulator, &Launch::decode(kind, Dtype::Bf16, features, 1), &mut rng);
-        assert_eq!(case.status().malformed_ranks, 1, "{kind:?}");
+        assert_eq!(case.status().malformed_ranks, 0b10, "{kind:?}");
     }
 }
 

@@ -12,7 +12,7 @@ use crate::emulator::Pointer;
 
 pub struct Site {
     pub codec: Box<dyn Codec>,
-    /// Features that go as BF16; of `rd`, rank 0's.
+    /// Features that go as BF16; of `rd`, the last rank's.
     pub outliers: usize,
     /// Chunks that encoding a row takes.
     pub units: usize,
@@ -80,7 +80,7 @@ impl Site {
             RdRank { bits, steps }
         };
         let ranks: Vec<RdRank> = (0..ranks).map(|_| rank()).collect();
-        let words = ranks[0].bits.iter().filter(|bits| **bits == 16).count();
+        let words = ranks[ranks.len() - 1].bits.iter().filter(|bits| **bits == 16).count();
         let tables = RdTables::new(&ranks).unwrap();
         let layout = RdLayout::new(&tables).unwrap();
         Self {
