@@ -6,6 +6,21 @@ use std::mem::offset_of;
 use super::args::{Table, CHUNK, OUTLIER};
 use crate::codec::PaperTables;
 
+/// A site's calibration, for the kernels.
+pub trait SiteLayout {
+    /// Chunks that encoding a row takes.
+    fn units(&self) -> usize;
+
+    /// Bytes of a row.
+    fn row_len(&self) -> usize;
+
+    /// The numbers of a [`Table`], without its addresses.
+    fn numbers(&self) -> Table;
+
+    /// What a [`Table`] points to: where in it the address is, and the bytes there.
+    fn parts(&self) -> Vec<(usize, &[u8])>;
+}
+
 /// Tables of one site for all ranks. E features, k outliers, E - k slots.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PaperLayout {
@@ -59,19 +74,19 @@ impl PaperLayout {
             stride,
         }
     }
+}
 
-    /// Chunks that encoding a row takes: of slots, then of outliers.
-    pub fn units(&self) -> usize {
+impl SiteLayout for PaperLayout {
+    /// Chunks of slots, then of outliers.
+    fn units(&self) -> usize {
         self.slot_feature.len().div_ceil(CHUNK) + self.outliers.len().div_ceil(CHUNK)
     }
 
-    /// Bytes of a row.
-    pub fn row_len(&self) -> usize {
+    fn row_len(&self) -> usize {
         self.slot_feature.len().div_ceil(2) + 2 * self.outliers.len()
     }
 
-    /// The numbers of a [`Table`], without its addresses.
-    pub fn numbers(&self) -> Table {
+    fn numbers(&self) -> Table {
         Table {
             stride: self.stride as u32,
             slots: self.slot_feature.len() as u32,
@@ -80,8 +95,7 @@ impl PaperLayout {
         }
     }
 
-    /// What a [`Table`] points to: where in it the address is, and the bytes there.
-    pub fn parts(&self) -> Vec<(usize, &[u8])> {
+    fn parts(&self) -> Vec<(usize, &[u8])> {
         vec![
             (offset_of!(Table, steps), bytemuck::cast_slice(&self.steps)),
             (offset_of!(Table, inv_steps), bytemuck::cast_slice(&self.inv_steps)),

@@ -57,7 +57,7 @@ pub use facts::GpuLink;
 pub use grid::{DeviceCodec, Kernel, Launch, THREADS};
 #[cfg(feature = "cuda")]
 pub use group::{DeviceGroup, Operands};
-pub use layout::PaperLayout;
+pub use layout::{PaperLayout, SiteLayout};
 pub use rd_layout::RdLayout;
 #[cfg(feature = "cuda")]
 pub use reducer::{DeviceReducer, ReducerConfig};

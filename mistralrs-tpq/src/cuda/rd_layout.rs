@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use bytemuck::{Pod, Zeroable};
 
 use super::args::{Table, CHUNK};
+use super::SiteLayout;
 use crate::codec::rd::codebook::{self, table, thresholds};
 use crate::codec::rd::layout::{Class, Layout, Planes};
 use crate::codec::rd::level;
@@ -86,19 +87,19 @@ impl RdLayout {
             row_len,
         })
     }
+}
 
-    /// Bytes of a row.
-    pub fn row_len(&self) -> usize {
+impl SiteLayout for RdLayout {
+    fn row_len(&self) -> usize {
         self.row_len
     }
 
     /// Units of the rank that has the most.
-    pub fn units(&self) -> usize {
+    fn units(&self) -> usize {
         self.shapes.iter().map(|shape| shape.units[PLANES]).max().unwrap_or(0) as usize
     }
 
-    /// As [`PaperLayout::parts`](super::PaperLayout::parts).
-    pub fn parts(&self) -> Vec<(usize, &[u8])> {
+    fn parts(&self) -> Vec<(usize, &[u8])> {
         vec![
             (offset_of!(Table, steps), bytemuck::cast_slice(&self.steps)),
             (offset_of!(Table, source), bytemuck::cast_slice(&self.source)),
@@ -110,8 +111,7 @@ impl RdLayout {
         ]
     }
 
-    /// The numbers of a [`Table`], without its addresses.
-    pub fn numbers(&self) -> Table {
+    fn numbers(&self) -> Table {
         Table {
             stride: self.stride as u32,
             job_stride: self.job_stride as u32,

@@ -3,7 +3,7 @@
 use super::args::{Table, CHUNK};
 use super::grid::DeviceCodec;
 use super::memory::Buffer;
-use super::{CudaError, Device, PaperLayout, RdLayout};
+use super::{CudaError, Device, PaperLayout, RdLayout, SiteLayout};
 use crate::codec::{Codec, Dtype, Dynamic};
 
 /// The codec of a site, and its calibration where it has one.
@@ -31,17 +31,12 @@ impl SiteTables {
         };
         let mut tables = Self::uncalibrated(kind, codec.features());
         if let Some(paper) = codec.paper_tables() {
-            let layout = PaperLayout::new(paper);
-            tables.encode_units = layout.units();
-            tables.calibrated_len = layout.row_len();
-            tables.upload(device, layout.numbers(), &layout.parts())?;
+            tables.upload(device, &PaperLayout::new(paper))?;
         } else if let Some(rd) = codec.rd_tables() {
             let Some(layout) = RdLayout::new(rd) else {
                 return Ok(None);
             };
-            tables.encode_units = layout.units();
-            tables.calibrated_len = layout.row_len();
-            tables.upload(device, layout.numbers(), &layout.parts())?;
+            tables.upload(device, &layout)?;
         }
         Ok(Some(tables))
     }
@@ -77,16 +72,18 @@ impl SiteTables {
     }
 
     /// All arrays in one allocation, each at a multiple of 256 bytes, as the kernels' loads of 16 bytes need it.
-    fn upload(&mut self, device: &Device, numbers: Table, parts: &[(usize, &[u8])]) -> Result<(), CudaError> {
+    fn upload(&mut self, device: &Device, layout: &dyn SiteLayout) -> Result<(), CudaError> {
         let mut bytes = Vec::new();
         let mut places = Vec::new();
-        for (field, part) in parts {
+        for (field, part) in layout.parts() {
             bytes.resize(bytes.len().next_multiple_of(256), 0);
-            places.push((*field, bytes.len() as u64));
+            places.push((field, bytes.len() as u64));
             bytes.extend_from_slice(part);
         }
         let memory = Buffer::of(device, &bytes)?;
-        self.table = numbers;
+        self.encode_units = layout.units();
+        self.calibrated_len = layout.row_len();
+        self.table = layout.numbers();
         let fields = bytemuck::bytes_of_mut(&mut self.table);
         for (field, start) in places {
             fields[field..field + 8].copy_from_slice(&(memory.address() + start).to_le_bytes());

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use mistralrs_tpq::codec::{Codec, Dtype, Dynamic, NoCodec, Paper, PaperTables, Rd, RdRank, RdTables, Values, CLASSES};
 use mistralrs_tpq::cuda::args::{Table, CHUNK};
-use mistralrs_tpq::cuda::{DeviceCodec, PaperLayout, RdLayout};
+use mistralrs_tpq::cuda::{DeviceCodec, PaperLayout, RdLayout, SiteLayout};
 use rand::seq::index::sample;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -16,13 +16,7 @@ pub struct Site {
     pub outliers: usize,
     /// Chunks that encoding a row takes.
     pub units: usize,
-    calibration: Calibration,
-}
-
-enum Calibration {
-    None,
-    Paper(PaperLayout),
-    Rd(RdLayout),
+    layout: Option<Box<dyn SiteLayout>>,
 }
 
 impl Site {
@@ -40,7 +34,7 @@ impl Site {
             outliers: 0,
             units: codec.features().div_ceil(CHUNK),
             codec,
-            calibration: Calibration::None,
+            layout: None,
         }
     }
 
@@ -62,7 +56,7 @@ impl Site {
             outliers: count,
             units: layout.units(),
             codec: Box::new(Paper::new(tables)),
-            calibration: Calibration::Paper(layout),
+            layout: Some(Box::new(layout)),
         }
     }
 
@@ -87,7 +81,7 @@ impl Site {
             outliers: words,
             units: layout.units(),
             codec: Box::new(Rd::new(tables)),
-            calibration: Calibration::Rd(layout),
+            layout: Some(Box::new(layout)),
         }
     }
 
@@ -97,16 +91,14 @@ impl Site {
 
     /// The table whose field `at` of a call this is: its numbers, its buffers, and where they are to be written.
     pub fn table(&self, at: usize, buffers: &mut Vec<Vec<u8>>, pointers: &mut Vec<Pointer>) -> Table {
-        let (parts, numbers) = match &self.calibration {
-            Calibration::None => return Table::default(),
-            Calibration::Paper(layout) => (layout.parts(), layout.numbers()),
-            Calibration::Rd(layout) => (layout.parts(), layout.numbers()),
+        let Some(layout) = &self.layout else {
+            return Table::default();
         };
-        for (field, bytes) in parts {
+        for (field, bytes) in layout.parts() {
             pointers.push((at + field, buffers.len(), 0));
             buffers.push(bytes.to_vec());
         }
-        numbers
+        layout.numbers()
     }
 }
 
