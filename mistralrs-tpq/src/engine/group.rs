@@ -5,7 +5,7 @@
 //! else to do. Rank 0's engine takes the new group up between two requests, because only then is no sequence half done.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
@@ -41,6 +41,8 @@ pub(super) struct Group {
     timeout: Duration,
     /// Rank 0: all others have loaded the model. Another rank: has said so.
     loaded: AtomicBool,
+    /// Rank 0: what the ranks agreed on while they loaded, in this order; also in the groups before this one.
+    agreed: Mutex<Vec<u64>>,
 }
 
 impl Group {
@@ -66,6 +68,7 @@ impl Group {
             identity,
             timeout: plan.links.timeout,
             loaded: AtomicBool::new(false),
+            agreed: Mutex::default(),
         }))
     }
 
@@ -84,10 +87,15 @@ impl Group {
         Ok(self.transport.recv_message(0, Patience::Silence(self.timeout))?)
     }
 
-    /// The least of all ranks' values. All ranks call it at the same points of loading, each when it gets there: as long as the
-    /// others live, that is no reason to give up.
+    /// The least of all ranks' values. All ranks call it at the same points, each when it gets there: as long as the others live,
+    /// that is no reason to give up. A rank that loads its model again for a group that runs is told what the others agreed on when
+    /// they did, which may be more than its own value.
     pub(super) fn least(&self, value: u64) -> Result<u64> {
-        least(&*self.transport, value, self.timeout)
+        let least = least(&*self.transport, value, self.timeout)?;
+        if !self.loaded.load(Ordering::Acquire) {
+            self.agreed().push(least);
+        }
+        Ok(least)
     }
 
     /// Rank 0, before its first message: loading takes each rank its own time, and as long as it lives that is no reason
@@ -96,28 +104,42 @@ impl Group {
         if self.loaded.load(Ordering::Acquire) {
             return Ok(());
         }
+        let agreed = self.agreed().clone();
         for rank in 1..self.transport.world_size() {
-            let message = self.transport.recv_message(rank, Patience::Silence(self.timeout))?;
-            ensure!(
-                message == LOADED,
-                "rank {rank} sent something else than that it has loaded the model: {ALIKE}"
-            );
+            await_loaded(&*self.transport, rank, &agreed, self.timeout)?;
         }
         self.loaded.store(true, Ordering::Release);
         Ok(())
     }
+
+    fn agreed(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.agreed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns when `rank` has loaded the model. A rank that came back to the others asks meanwhile what they have `agreed` on.
+fn await_loaded(transport: &dyn Transport, rank: usize, agreed: &[u64], timeout: Duration) -> Result<()> {
+    let mut answers = agreed.iter();
+    loop {
+        let message = transport.recv_message(rank, Patience::Silence(timeout))?;
+        if message == LOADED {
+            return Ok(());
+        }
+        let answer = number(&message).and(answers.next());
+        let answer = answer
+            .with_context(|| format!("rank {rank} sent something else than that it has loaded the model: {ALIKE}"))?;
+        transport.send_message(rank, &numbered(*answer))?;
+    }
 }
 
 fn least(transport: &dyn Transport, value: u64, timeout: Duration) -> Result<u64> {
-    let message = |value: u64| [LEAST, &value.to_le_bytes()].concat();
     let receive = |from: usize| -> Result<u64> {
         let message = transport.recv_message(from, Patience::Silence(timeout))?;
-        let value = message.strip_prefix(LEAST).and_then(|value| value.try_into().ok());
         let other = || format!("rank {from} sent something else than a number to agree on: {ALIKE}");
-        value.map(u64::from_le_bytes).with_context(other)
+        number(&message).with_context(other)
     };
     if transport.rank() > 0 {
-        transport.send_message(0, &message(value))?;
+        transport.send_message(0, &numbered(value))?;
         return receive(0);
     }
     let others = 1..transport.world_size();
@@ -126,8 +148,17 @@ fn least(transport: &dyn Transport, value: u64, timeout: Duration) -> Result<u64
         .try_fold(value, |least, rank| receive(rank).map(|value| least.min(value)))?;
     others
         .into_iter()
-        .try_for_each(|rank| transport.send_message(rank, &message(least)))?;
+        .try_for_each(|rank| transport.send_message(rank, &numbered(least)))?;
     Ok(least)
+}
+
+fn numbered(value: u64) -> Vec<u8> {
+    [LEAST, &value.to_le_bytes()].concat()
+}
+
+fn number(message: &[u8]) -> Option<u64> {
+    let value = message.strip_prefix(LEAST)?.try_into().ok()?;
+    Some(u64::from_le_bytes(value))
 }
 
 /// The group of the moment.
@@ -196,6 +227,7 @@ impl GroupSlot {
             }
             tracing::info!("forming the group anew: waiting for all {} ranks", place.peers.len());
             let formed = Group::connect(plan, place, old.identity.clone()).and_then(|group| {
+                group.agreed().clone_from(&old.agreed());
                 group.await_loaded()?;
                 Ok(group)
             });
@@ -278,6 +310,33 @@ mod tests {
             let expected = values.iter().min().unwrap();
             assert!(agreed.iter().all(|agreed| agreed == expected), "{agreed:?}");
         }
+    }
+
+    #[test]
+    fn a_rank_that_comes_back_is_told_what_the_others_agreed_on() {
+        let outcomes = ranks(2, |transport| match transport.rank() {
+            0 => await_loaded(transport, 1, &[70, 1], TIMEOUT).map(|()| vec![]),
+            _ => {
+                // What the others have cannot be changed any more.
+                let told = [500, 0].map(|value| least(transport, value, TIMEOUT));
+                transport.send_message(0, LOADED)?;
+                told.into_iter().collect()
+            }
+        });
+        let told: Result<Vec<_>> = outcomes.into_iter().collect();
+        assert_eq!(told.unwrap(), [vec![], vec![70, 1]]);
+    }
+
+    #[test]
+    fn a_rank_that_asks_for_more_than_was_agreed_on_is_refused() {
+        let outcomes = ranks(2, |transport| match transport.rank() {
+            0 => await_loaded(transport, 1, &[], TIMEOUT).map_err(|error| error.to_string()),
+            _ => transport
+                .send_message(0, &numbered(5))
+                .map_err(|error| error.to_string()),
+        });
+        let error = outcomes[0].as_ref().unwrap_err();
+        assert!(error.contains(ALIKE), "{error}");
     }
 
     #[test]
