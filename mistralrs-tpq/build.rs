@@ -14,7 +14,14 @@ fn main() {
 fn kernels() -> cudaforge::Result<()> {
     use std::path::PathBuf;
 
-    const HEADERS: [&str; 5] = ["args.cuh", "portable.cuh", "numbers.cuh", "codecs.cuh", "rd.cuh"];
+    const HEADERS: [&str; 6] = [
+        "args.cuh",
+        "portable.cuh",
+        "numbers.cuh",
+        "codecs.cuh",
+        "rd.cuh",
+        "slots.cuh",
+    ];
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
     cudaforge::KernelBuilder::new()
         .source_files(vec!["kernels/codec.cu", "kernels/barrier.cu"])

@@ -76,12 +76,16 @@ struct Call {
     Table from; // codec of the payloads that are read
     Table to;   // codec of the payload that is written
     const void *values;
-    void *output;
+    void *output;         // or null: the sum of raw values is a payload itself
     const void *bias;     // features, or null
     const void *residual; // as output, or null
     uint8_t *payload;     // after its header
     Status *status;
-    Header *reset; // header of this rank's next payload, zeroed once its last one has been sent; or null
+    // Where payloads take turns with two slots, the barriers that this rank has passed: a payload is written to slot `*turn` mod 2,
+    // those that are read are in the other one. The addresses here are of slot 0. Counted on the device, so that a captured graph
+    // finds its slots whenever it is replayed. Null: there is one slot, and slot_len is zero.
+    const uint64_t *turn;
+    uint64_t slot_len; // from slot 0 to slot 1
     const uint8_t *payloads[MAX_RANKS];
     uint32_t tokens;
     uint32_t features;
@@ -101,6 +105,8 @@ struct Barrier {
     uint64_t *inbox;               // by rank: what each of them has told this rank
     uint64_t *inboxes[MAX_RANKS];  // the inbox of each rank, in its own memory
     Status *status;
+    uint8_t *headers;  // of this rank's payloads: that of slot 0
+    uint64_t slot_len; // as Call's
     uint64_t patience_ns;
     uint32_t rank;
     uint32_t ranks;

@@ -4,9 +4,12 @@
 // have told it at least as much. Counts are kept on the device, so a captured graph can be replayed. The store is a
 // release and the load an acquire at system scope: what a rank wrote before its barrier, in earlier kernels of its stream
 // too, is seen by what the others run after theirs.
+//
+// Payloads take turns with two slots: between barriers k and k + 1 a rank writes slot k mod 2 and reads the others' slot
+// (k - 1) mod 2. So when all have come to barrier k + 1, nobody reads slot (k + 1) mod 2 any more, and its header is cleared
+// for what is written there next.
 
-#include "args.cuh"
-#include "portable.cuh"
+#include "slots.cuh"
 
 namespace tpq {
 
@@ -38,5 +41,10 @@ TPQ_KERNEL(tpq::BARRIER_THREADS) tpq_barrier(TPQ_CONST tpq::Barrier barrier) {
     const uint32_t rank = threadIdx.x;
     if (rank < barrier.ranks && !tpq::meet(barrier, rank)) {
         tpq::mark(&barrier.status->absent_ranks, uint64_t{1} << rank);
+    }
+    tpq::all_threads();
+    if (rank == 0) {
+        const uint64_t offset = tpq::slot_offset(barrier.reached[barrier.rank], barrier.slot_len);
+        *reinterpret_cast<tpq::Header *>(barrier.headers + offset) = tpq::Header{};
     }
 }

@@ -16,6 +16,7 @@
 
 #include "codecs.cuh"
 #include "rd.cuh"
+#include "slots.cuh"
 
 namespace tpq {
 
@@ -38,9 +39,11 @@ template <class T> struct ValueRows {
 template <class Codec> struct Sums {
     static constexpr bool IS_SUM = true;
     const Call &call;
+    const Slots &slots;
 
     TPQ_DEVICE const uint8_t *row(uint32_t rank, uint32_t token) const {
-        return call.payloads[rank] + (static_cast<size_t>(call.first_row) + token) * call.from_row_len;
+        const size_t from = (static_cast<size_t>(call.first_row) + token) * call.from_row_len;
+        return call.payloads[rank] + slots.read + from;
     }
     TPQ_DEVICE void malformed(uint32_t rank) const { mark(&call.status->malformed_ranks, uint64_t{1} << rank); }
 
@@ -68,6 +71,7 @@ template <class Codec> struct Sums {
 // Rows that the ranks share out among them: payload r has those of rank r, all cut as evenly as can be.
 template <class Codec> struct Slices {
     const Call &call;
+    const Slots &slots;
 
     TPQ_DEVICE uint32_t start(uint32_t rank) const {
         return static_cast<uint32_t>(static_cast<uint64_t>(call.tokens) * rank / call.ranks);
@@ -81,7 +85,8 @@ template <class Codec> struct Slices {
         for (uint32_t j = 0; j < CHUNK; ++j) {
             sum[j] = 0.0f;
         }
-        const uint8_t *row = call.payloads[owner] + static_cast<size_t>(token - start(owner)) * call.from_row_len;
+        const size_t from = static_cast<size_t>(token - start(owner)) * call.from_row_len;
+        const uint8_t *row = call.payloads[owner] + slots.read + from;
         if (!Codec::add_chunk(call.from, owner, row, c, count, call.features, sum)) {
             mark(&call.status->malformed_ranks, uint64_t{1} << owner);
         }
@@ -92,12 +97,12 @@ TPQ_DEVICE Header *header_of(uint8_t *payload) { return reinterpret_cast<Header 
 TPQ_DEVICE const Header *header_of(const uint8_t *payload) { return reinterpret_cast<const Header *>(payload) - 1; }
 
 // Counts of all threads, added to the header of the payload and to the totals: rarely anything to add.
-TPQ_DEVICE void report(const Call &call, Seen seen, uint32_t lane) {
+TPQ_DEVICE void report(const Call &call, const Slots &slots, Seen seen, uint32_t lane) {
     for (uint32_t lanes = 16; lanes > 0; lanes /= 2) {
         seen.clipped += shuffle_xor(seen.clipped, lanes);
         seen.nonfinite += shuffle_xor(seen.nonfinite, lanes);
     }
-    Header *header = header_of(call.payload);
+    Header *header = header_of(call.payload + slots.written);
     if (lane == 0 && seen.clipped > 0) {
         count(&header->clipped, seen.clipped);
         count(&call.status->clipped, static_cast<uint64_t>(seen.clipped));
@@ -108,18 +113,19 @@ TPQ_DEVICE void report(const Call &call, Seen seen, uint32_t lane) {
     }
 }
 
-TPQ_DEVICE void tag(const Call &call, uint32_t unit, uint32_t first_token) {
+TPQ_DEVICE void tag(const Call &call, const Slots &slots, uint32_t unit, uint32_t first_token) {
     if (unit == 0 && first_token == 0) {
-        header_of(call.payload)->tag = call.tag;
+        header_of(call.payload + slots.written)->tag = call.tag;
     }
 }
 
 template <class Codec, class Source>
-TPQ_DEVICE void encode(const Call &call, const Source &source, uint32_t unit, uint32_t first_token, uint32_t stride) {
+TPQ_DEVICE void encode(const Call &call, const Slots &slots, const Source &source, uint32_t unit, uint32_t first_token,
+                       uint32_t stride) {
     Seen seen;
-    tag(call, unit, first_token);
+    tag(call, slots, unit, first_token);
     for (uint32_t token = first_token; token < call.tokens; token += stride) {
-        uint8_t *row = call.payload + static_cast<size_t>(token) * call.to_row_len;
+        uint8_t *row = call.payload + slots.written + static_cast<size_t>(token) * call.to_row_len;
         Codec::write(call.to, call.to_rank, source, token, unit, call.features, row, seen);
     }
     // A sum beyond the range of f32 saturates, alike on all ranks; no rank's input was at fault.
@@ -127,19 +133,21 @@ TPQ_DEVICE void encode(const Call &call, const Source &source, uint32_t unit, ui
         seen.clipped += seen.nonfinite;
         seen.nonfinite = 0;
     }
-    report(call, seen, unit % 32);
+    report(call, slots, seen, unit % 32);
 }
 
 // `none`: the payload is the values; only the count is missing.
 template <class T>
 TPQ_DEVICE void copy(const Call &call, uint32_t unit, uint32_t first_token, uint32_t stride) {
+    const Slots slots = slots_of(call);
     Seen seen;
-    tag(call, unit, first_token);
+    tag(call, slots, unit, first_token);
     const uint32_t count = in_chunk(unit, call.features);
     for (uint32_t token = first_token; token < call.tokens; token += stride) {
         float x[CHUNK];
         const T *from = ValueRows<T>{call}.row(token) + unit * CHUNK;
-        T *to = reinterpret_cast<T *>(call.payload + static_cast<size_t>(token) * call.to_row_len) + unit * CHUNK;
+        uint8_t *row = call.payload + slots.written + static_cast<size_t>(token) * call.to_row_len;
+        T *to = reinterpret_cast<T *>(row) + unit * CHUNK;
         load_chunk(from, count, x);
         for (uint32_t j = 0; j < CHUNK; ++j) {
             seen.nonfinite += is_finite(x[j]) ? 0 : 1;
@@ -154,16 +162,16 @@ TPQ_DEVICE void copy(const Call &call, uint32_t unit, uint32_t first_token, uint
             to[j] = from[j];
         }
     }
-    report(call, seen, unit % 32);
+    report(call, slots, seen, unit % 32);
 }
 
 // What the headers of the payloads say: the ranks with NaN or infinity. One thread of the grid notes that, and who sent
-// something else than was expected, passes the former on with what it writes, and clears the header that is used next.
-TPQ_DEVICE uint64_t read_headers(const Call &call, bool notes) {
+// something else than was expected, and passes the former on with what it writes.
+TPQ_DEVICE uint64_t read_headers(const Call &call, const Slots &slots, bool notes) {
     uint64_t bad = 0;
     uint64_t mismatched = 0;
     for (uint32_t rank = 0; rank < call.ranks; ++rank) {
-        const Header *header = header_of(call.payloads[rank]);
+        const Header *header = header_of(call.payloads[rank] + slots.read);
         bad |= static_cast<uint64_t>(header->nonfinite > 0 ? 1 : 0) << rank;
         bad |= header->marks[0] | static_cast<uint64_t>(header->marks[1]) << 32;
         mismatched |= static_cast<uint64_t>(header->tag != call.from_tag ? 1 : 0) << rank;
@@ -175,11 +183,8 @@ TPQ_DEVICE uint64_t read_headers(const Call &call, bool notes) {
         if (mismatched != 0) {
             mark(&call.status->mismatched_ranks, mismatched);
         }
-        if (call.reset != nullptr) {
-            *call.reset = Header{};
-        }
         if (call.payload != nullptr) {
-            Header *header = header_of(call.payload);
+            Header *header = header_of(call.payload + slots.written);
             header->marks[0] = static_cast<uint32_t>(bad);
             header->marks[1] = static_cast<uint32_t>(bad >> 32);
             header->tag = call.tag;
@@ -189,20 +194,23 @@ TPQ_DEVICE uint64_t read_headers(const Call &call, bool notes) {
 }
 
 template <class To, class Source>
-TPQ_DEVICE void requantize(const Call &call, const Source &source, uint32_t unit, uint32_t token, uint32_t stride) {
+TPQ_DEVICE void requantize(const Call &call, const Slots &slots, const Source &source, uint32_t unit, uint32_t token,
+                           uint32_t stride) {
     if (unit == 0 && token == 0) {
-        read_headers(call, true);
+        read_headers(call, slots, true);
     }
-    encode<To>(call, source, unit, token, stride);
+    encode<To>(call, slots, source, unit, token, stride);
 }
 
 template <class T, bool LOSSLESS, class Source>
-TPQ_DEVICE void decode(const Call &call, const Source &source, uint32_t c, uint32_t first_token, uint32_t stride) {
-    const uint64_t bad = read_headers(call, c == 0 && first_token == 0);
+TPQ_DEVICE void decode(const Call &call, const Slots &slots, const Source &source, uint32_t c, uint32_t first_token,
+                       uint32_t stride) {
+    const uint64_t bad = read_headers(call, slots, c == 0 && first_token == 0);
     const uint32_t count = in_chunk(c, call.features);
     if (count == 0) {
         return;
     }
+    T *output = static_cast<T *>(call.output == nullptr ? call.payload + slots.written : call.output);
     float bias[CHUNK] = {};
     if (call.bias != nullptr) {
         load_chunk(static_cast<const T *>(call.bias) + c * CHUNK, count, bias);
@@ -225,7 +233,7 @@ TPQ_DEVICE void decode(const Call &call, const Source &source, uint32_t c, uint3
                 rounded[j] = round_to<T>(add(to_float(rounded[j]), residual[j]));
             }
         }
-        store_chunk(static_cast<T *>(call.output) + at, count, rounded);
+        store_chunk(output + at, count, rounded);
     }
 }
 
@@ -240,11 +248,13 @@ TPQ_DEVICE void decode(const Call &call, const Source &source, uint32_t c, uint3
 #define TPQ_CODEC_DTYPE(codec, Codec, dtype, T, ...)                                                                   \
     TPQ_KERNEL(__VA_ARGS__) tpq_encode_##codec##_##dtype(TPQ_CONST tpq::Call call) {                                   \
         TPQ_INDICES                                                                                                    \
-        tpq::encode<Codec>(call, tpq::ValueRows<T>{call}, unit, token, stride);                                        \
+        const tpq::Slots slots = tpq::slots_of(call);                                                                  \
+        tpq::encode<Codec>(call, slots, tpq::ValueRows<T>{call}, unit, token, stride);                                 \
     }                                                                                                                  \
     TPQ_KERNEL(tpq::THREADS) tpq_decode_##codec##_##dtype(TPQ_CONST tpq::Call call) {                                  \
         TPQ_INDICES                                                                                                    \
-        tpq::decode<T, false>(call, tpq::Sums<Codec>{call}, unit, token, stride);                                      \
+        const tpq::Slots slots = tpq::slots_of(call);                                                                  \
+        tpq::decode<T, false>(call, slots, tpq::Sums<Codec>{call, slots}, unit, token, stride);                        \
     }
 
 #define TPQ_NONE_DTYPE(dtype, T)                                                                                       \
@@ -254,19 +264,22 @@ TPQ_DEVICE void decode(const Call &call, const Source &source, uint32_t c, uint3
     }                                                                                                                  \
     TPQ_KERNEL(tpq::THREADS) tpq_decode_none_##dtype(TPQ_CONST tpq::Call call) {                                       \
         TPQ_INDICES                                                                                                    \
-        tpq::decode<T, true>(call, tpq::Sums<tpq::None<T>>{call}, unit, token, stride);                                \
+        const tpq::Slots slots = tpq::slots_of(call);                                                                  \
+        tpq::decode<T, true>(call, slots, tpq::Sums<tpq::None<T>>{call, slots}, unit, token, stride);                  \
     }
 
 #define TPQ_REQUANTIZE(from, From, to, To)                                                                             \
     TPQ_KERNEL(tpq::THREADS) tpq_requantize_##from##_##to(TPQ_CONST tpq::Call call) {                                  \
         TPQ_INDICES                                                                                                    \
-        tpq::requantize<To>(call, tpq::Sums<From>{call}, unit, token, stride);                                         \
+        const tpq::Slots slots = tpq::slots_of(call);                                                                  \
+        tpq::requantize<To>(call, slots, tpq::Sums<From>{call, slots}, unit, token, stride);                           \
     }
 
 #define TPQ_PLACE(codec, Codec, LOSSLESS, dtype, T)                                                                    \
     TPQ_KERNEL(tpq::THREADS) tpq_place_##codec##_##dtype(TPQ_CONST tpq::Call call) {                                   \
         TPQ_INDICES                                                                                                    \
-        tpq::decode<T, LOSSLESS>(call, tpq::Slices<Codec>{call}, unit, token, stride);                                 \
+        const tpq::Slots slots = tpq::slots_of(call);                                                                  \
+        tpq::decode<T, LOSSLESS>(call, slots, tpq::Slices<Codec>{call, slots}, unit, token, stride);                   \
     }
 
 #define TPQ_PLACE_DTYPE(dtype, T)                                                                                      \

@@ -64,6 +64,7 @@ TPQ_DEVICE uint64_t nanoseconds() {
     return now;
 }
 TPQ_DEVICE void pause() { __nanosleep(100); }
+TPQ_DEVICE void all_threads() { __syncthreads(); }
 
 } // namespace tpq
 

@@ -70,6 +70,7 @@ pub struct Call {
     /// Codec of the payload that is written.
     pub to: Table,
     pub values: u64,
+    /// Or zero: the sum of raw values is a payload itself.
     pub output: u64,
     /// `features` elements, or zero.
     pub bias: u64,
@@ -78,8 +79,11 @@ pub struct Call {
     /// After its header.
     pub payload: u64,
     pub status: u64,
-    /// The header of this rank's next payload, or zero.
-    pub reset: u64,
+    /// Where payloads take turns with two slots: of the count of barriers that this rank has passed. The payload is written to slot
+    /// `count % 2`, those that are read are in the other one; `payload` and `payloads` are of slot 0. Zero: there is one slot.
+    pub turn: u64,
+    /// From slot 0 to slot 1; zero where there is one.
+    pub slot_len: u64,
     /// By rank; each after its header.
     pub payloads: [u64; MAX_RANKS],
     pub tokens: u32,
@@ -110,6 +114,10 @@ pub struct Barrier {
     /// The inbox of each rank, in its own memory.
     pub inboxes: [u64; MAX_RANKS],
     pub status: u64,
+    /// This rank's slot 0.
+    pub headers: u64,
+    /// As [`Call::slot_len`].
+    pub slot_len: u64,
     pub patience_ns: u64,
     pub rank: u32,
     pub ranks: u32,

@@ -15,7 +15,14 @@ pub(super) struct Payloads {
     pub(super) whole: bool,
 }
 
-/// One exchange runs at a time: `own` of a stage, then `gather` or `scatter` of it, at the end `done`. All ranks call alike.
+/// Where a link's payloads take turns with two slots: [`Call::turn`](super::args::Call::turn) and the field after it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Turns {
+    pub(super) count: u64,
+    pub(super) slot_len: u64,
+}
+
+/// One exchange runs at a time: `own` of a stage, then `gather` or `scatter` of it. All ranks call alike.
 pub(super) trait Link: fmt::Debug + Send {
     /// Bytes of the longest payload it carries.
     fn limit(&self) -> usize;
@@ -31,10 +38,10 @@ pub(super) trait Link: fmt::Debug + Send {
     /// rank r's, of every rank's payload.
     fn scatter(&mut self, device: &Device, cuts: &[usize]) -> Result<Payloads, CudaError>;
 
-    /// The header that the last kernel of `stage` is to clear for the exchange after this one, or zero.
-    fn reset(&mut self, stage: Stage) -> u64;
-
-    fn done(&mut self);
+    /// With two slots in turn, all addresses are of slot 0.
+    fn turns(&self) -> Turns {
+        Turns::default()
+    }
 
     /// How long its kernels wait for other ranks, where the host waits for `deadline`.
     fn patience(&self, deadline: Duration) -> Duration {

@@ -2,10 +2,9 @@
 //! have opened (CUDA IPC). No copy, no library; what is left of an exchange is a barrier between writing and reading.
 //!
 //! ```text
-//! rank r's memory: inbox of the barrier | partial sum, even | partial sum, odd | sum, even | sum, odd
+//! rank r's memory: inbox of the barrier | slot 0 | slot 1
 //! ```
-//! Exchanges take turns with two slots: when a rank writes slot k % 2 again it has passed the barrier of exchange k + 1,
-//! so all ranks have come to that one, and were done with reading exchange k before.
+//! Payloads take turns with the slots. Whose turn it is the device counts, so that exchanges may be captured into a CUDA graph.
 
 #![allow(unsafe_code)]
 
@@ -18,7 +17,7 @@ use cudarc::driver::{result, sys, CudaStream};
 use super::args::{Barrier, Status, HEADER_LEN};
 use super::device::driver;
 use super::facts::{tell_all, MESSAGE_LEN};
-use super::link::{Link, Payloads};
+use super::link::{Link, Payloads, Turns};
 use super::memory::Buffer;
 use super::slots::{Slots, Stage};
 use super::{CudaError, Device};
@@ -95,15 +94,13 @@ impl Peer {
     }
 
     fn meet(&self, device: &Device) -> Result<(), CudaError> {
-        let mut inboxes = [0; MAX_RANKS];
-        for (inbox, base) in inboxes.iter_mut().zip(self.bases) {
-            *inbox = base;
-        }
         let barrier = Barrier {
             reached: self.reached.address(),
             inbox: self.bases[self.rank],
-            inboxes,
+            inboxes: self.bases,
             status: self.status,
+            headers: self.headers(self.rank),
+            slot_len: self.slots.slot_len() as u64,
             patience_ns: self.patience.as_nanos() as u64,
             rank: self.rank as u32,
             ranks: self.ranks as u32,
@@ -112,13 +109,9 @@ impl Peer {
         unsafe { device.barrier(&barrier) }
     }
 
-    fn payloads(&self, stage: Stage) -> Payloads {
-        let offset = (self.slots.slot(stage) + HEADER_LEN) as u64;
-        let mut addresses = [0; MAX_RANKS];
-        for (address, base) in addresses.iter_mut().zip(self.bases).take(self.ranks) {
-            *address = base + offset;
-        }
-        Payloads { addresses, whole: true }
+    /// Of a rank: its slot 0.
+    fn headers(&self, rank: usize) -> u64 {
+        self.bases[rank] + Slots::START as u64
     }
 }
 
@@ -127,35 +120,33 @@ impl Link for Peer {
         CAPACITY
     }
 
-    fn own(&mut self, device: &Device, stage: Stage, longest: usize) -> Result<u64, CudaError> {
+    fn own(&mut self, _: &Device, _: Stage, longest: usize) -> Result<u64, CudaError> {
         if longest > CAPACITY {
             return Err(CudaError::ApiMisuse {
                 what: format!("a payload of {longest} bytes, peers share {CAPACITY}"),
             });
         }
-        let slot = self.bases[self.rank] + self.slots.slot(stage) as u64;
-        if self.slots.take(stage) {
-            // SAFETY: a header at the start of this rank's own slot.
-            unsafe { device.clear(slot, HEADER_LEN) }?;
-        }
-        Ok(slot + HEADER_LEN as u64)
+        Ok(self.headers(self.rank) + HEADER_LEN as u64)
     }
 
-    fn gather(&mut self, device: &Device, stage: Stage) -> Result<Payloads, CudaError> {
+    fn gather(&mut self, device: &Device, _: Stage) -> Result<Payloads, CudaError> {
         self.meet(device)?;
-        Ok(self.payloads(stage))
+        let mut addresses = [0; MAX_RANKS];
+        for (rank, address) in addresses.iter_mut().enumerate().take(self.ranks) {
+            *address = self.headers(rank) + HEADER_LEN as u64;
+        }
+        Ok(Payloads { addresses, whole: true })
     }
 
     fn scatter(&mut self, device: &Device, _cuts: &[usize]) -> Result<Payloads, CudaError> {
         self.gather(device, Stage::Partial)
     }
 
-    fn reset(&mut self, stage: Stage) -> u64 {
-        self.bases[self.rank] + self.slots.clear_next(stage) as u64
-    }
-
-    fn done(&mut self) {
-        self.slots.done();
+    fn turns(&self) -> Turns {
+        Turns {
+            count: self.reached.address() + 8 * self.rank as u64,
+            slot_len: self.slots.slot_len() as u64,
+        }
     }
 
     fn patience(&self, _deadline: Duration) -> Duration {

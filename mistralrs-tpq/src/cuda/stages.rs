@@ -70,10 +70,7 @@ impl Exchange<'_> {
         // SAFETY: the caller's promise.
         unsafe { self.encode() }?;
         let payloads = self.group.link.gather(&self.group.base.device, Stage::Partial)?;
-        let call = Call {
-            reset: self.group.link.reset(Stage::Partial),
-            ..self.finishing(&payloads, self.plan.row_len)
-        };
+        let call = self.finishing(&payloads, self.plan.row_len);
         let (features, tokens) = (self.tables.features, self.operands.tokens);
         let launch = Launch::decode(self.tables.codec, self.plan.dtype, features, tokens);
         // SAFETY: payloads of a link, and the caller's promise of the operands.
@@ -95,7 +92,6 @@ impl Exchange<'_> {
         let call = Call {
             from: Table::zeroed(),
             from_tag: self.tag + 1,
-            reset: self.group.link.reset(Stage::Sum),
             ..self.finishing(&payloads, sum_row_len)
         };
         let (features, tokens) = (self.tables.features, self.operands.tokens);
@@ -119,16 +115,13 @@ impl Exchange<'_> {
         let DeviceGroup { base, link, .. } = &mut *self.group;
         let payloads = link.scatter(&base.device, &cuts[..=ranks])?;
         let own = link.own(&base.device, Stage::Sum, longest * sum_row_len)?;
-        let reset = link.reset(Stage::Partial);
         let call = Call {
             tokens: rows as u32,
             first_row: if payloads.whole { first_row as u32 } else { 0 },
             payload: own,
             to_row_len: sum_row_len as u32,
             tag: self.tag + 1,
-            reset,
-            // Of raw values the sum is what `decode` writes; as there is a header before it, it goes where a payload does.
-            output: own,
+            // Without an output what `decode` writes goes where a payload does, after a header.
             ..self.reading(&payloads, self.plan.row_len)
         };
         let features = self.tables.features;
@@ -182,8 +175,11 @@ impl Exchange<'_> {
     }
 
     fn blank(&self) -> Call {
+        let turns = self.group.link.turns();
         Call {
             status: self.group.base.status(),
+            turn: turns.count,
+            slot_len: turns.slot_len,
             tokens: self.operands.tokens as u32,
             features: self.tables.features as u32,
             values_stride: self.tables.features as u32,

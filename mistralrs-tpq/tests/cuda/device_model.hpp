@@ -43,6 +43,8 @@ static thread_local std::vector<Warp> warps;
 static thread_local ucontext_t scheduler;
 static thread_local jmp_buf scheduler_left;
 static thread_local bool progress;
+// Of the block: threads that wait for all others, and how often all have come.
+static thread_local unsigned block_arrived, block_round;
 
 // swapcontext() asks the kernel for the signal mask each time: of a row of `rd`, that was most of the time. The address sanitizer
 // follows swapcontext() and not jumps from stack to stack.
@@ -158,6 +160,17 @@ static inline void pause() {
     progress = true;
     leave(fibers[threadIdx.x]);
 }
+static inline void all_threads() {
+    const unsigned round = block_round;
+    if (++block_arrived == blockDim.x) {
+        block_arrived = 0;
+        ++block_round;
+        progress = true;
+    }
+    while (block_round == round) {
+        leave(fibers[threadIdx.x]);
+    }
+}
 
 } // namespace tpq
 
@@ -196,6 +209,7 @@ static void start(int thread) {
 static bool run_block(bool backwards) {
     const unsigned threads = blockDim.x;
     warps.assign(threads / WARP, Warp{});
+    block_arrived = 0;
     fibers.resize(threads);
     for (unsigned i = 0; i < threads; ++i) {
         Fiber &fiber = fibers[i];
@@ -219,7 +233,7 @@ static bool run_block(bool backwards) {
             }
         }
         if (left > 0 && !progress) {
-            return false; // some thread of a warp never came: on a device, undefined
+            return false; // some thread of a warp, or of the block, never came: on a device, undefined
         }
         if (left > 0) {
             sched_yield();
