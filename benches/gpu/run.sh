@@ -3,7 +3,7 @@
 # JSON lines to results.jsonl: the rows of the benchmark, and one line {"part", "rc", "seconds"} for itself. A part that
 # failed has its output in PART.log.
 #
-#   benches/gpu/run.sh [-o FOLDER] [PART...]      all parts, or: host kernels suite sanitize peer nccl tcp table lost engine serve
+#   benches/gpu/run.sh [-o FOLDER] [PART...]      all parts, or: host kernels suite sanitize peer nccl graph tcp table lost engine serve
 #
 # Needs target/gpu/tpq and target/gpu/tests of pack.sh, and for `engine` and `serve` target/gpu/engine.tar.xz. Leaves the card's settings alone.
 set -uo pipefail
@@ -20,7 +20,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # Seconds that a part may take: a limit for what hangs, not what it needs.
-declare -A limit=([host]=60 [kernels]=240 [suite]=240 [sanitize]=280 [peer]=120 [nccl]=180 [tcp]=120 [table]=120 [lost]=60 [engine]=240 [serve]=120)
+declare -A limit=([host]=60 [kernels]=240 [suite]=240 [sanitize]=280 [peer]=120 [nccl]=180 [graph]=180 [tcp]=120 [table]=120 [lost]=60 [engine]=240 [serve]=120)
 
 # Where CUDA's libraries are Python's wheels (PyTorch's are), the loader is told. It looks for libnccl.so, and the wheel has
 # libnccl.so.2 only.
@@ -81,6 +81,11 @@ part_sanitize() {
 }
 part_peer() { exchange peer --algorithm one_shot,two_shot --max-bytes 4194304 --factor 8; }
 part_nccl() { exchange nccl --algorithm one_shot,two_shot --max-bytes 4194304 --factor 8; }
+# Decode steps: short messages.
+part_graph() {
+    exchange peer --graph --algorithm one_shot,two_shot --max-bytes 262144 --factor 8 &&
+        exchange nccl --graph --algorithm one_shot,two_shot --max-bytes 262144 --factor 8
+}
 part_tcp() { exchange tcp --algorithm one_shot,two_shot --max-bytes 4194304 --factor 8; }
 part_table() {
     ranks 2 "$tpq" bench exchange --device cuda --gpu-link peer --json --seconds 0.1 --factor 4 \
@@ -137,7 +142,7 @@ part_serve() {
 }
 
 parts=("$@")
-[ $# -eq 0 ] && parts=(host kernels suite sanitize peer nccl tcp table lost engine serve)
+[ $# -eq 0 ] && parts=(host kernels suite sanitize peer nccl graph tcp table lost engine serve)
 failed=0
 for part in "${parts[@]}"; do
     if ! declare -F "part_$part" > /dev/null; then

@@ -7,9 +7,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cudarc::driver::sys::CUstreamCaptureStatus;
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode, CUstreamCaptureStatus};
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
+    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -92,8 +92,27 @@ impl Device {
         self.context().bind_to_thread().map_err(driver("use the GPU"))
     }
 
+    /// Records what `submit` adds to the stream into a graph, instead of running it.
+    ///
+    /// # Errors
+    /// Those of `submit`, and what the driver reports.
+    pub fn capture<E: From<CudaError>>(&self, submit: impl FnOnce() -> Result<(), E>) -> Result<CudaGraph, E> {
+        let refused = driver("capture a graph");
+        // As engines do it: other threads may go on using the driver.
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        self.stream.begin_capture(mode).map_err(&refused)?;
+        let submitted = submit();
+        // Ended in any case: a stream that captures runs nothing.
+        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
+        submitted?;
+        let none = || CudaError::ApiMisuse {
+            what: "a graph of nothing".to_owned(),
+        };
+        Ok(graph.map_err(&refused)?.ok_or_else(none)?)
+    }
+
     /// Whether work is being recorded into a graph instead of run.
-    pub(super) fn is_capturing(&self) -> Result<bool, CudaError> {
+    pub(crate) fn is_capturing(&self) -> Result<bool, CudaError> {
         let status = self
             .stream
             .capture_status()

@@ -33,9 +33,9 @@ pub enum CudaError {
     },
     #[error("rank {rank} tells its GPU in another form: is it the same version?")]
     Facts { rank: usize },
-    /// Its host side would not be in the graph: who looks for errors, whose turn a slot is, and over TCP everything.
-    #[error("an exchange cannot be captured into a CUDA graph: run the step without one")]
-    Captured,
+    /// Its host side would not be in the graph.
+    #[error("an exchange {which} cannot be captured into a CUDA graph: run the step without one")]
+    Captured { which: &'static str },
     #[error(transparent)]
     Transport(#[from] TransportError),
     #[error(transparent)]
@@ -65,7 +65,7 @@ impl CudaError {
             self,
             Self::NonFinite { .. }
                 | Self::ApiMisuse { .. }
-                | Self::Captured
+                | Self::Captured { .. }
                 | Self::Exchange(ExchangeError::NonFinite { .. })
         )
     }
@@ -101,6 +101,7 @@ mod tests {
         assert_eq!(error.to_string(), "ranks 1, 3 sent a payload that no encoder sends");
         assert_eq!(error.rank(), Some(1));
         assert!(!error.leaves_the_group_usable());
-        assert!(CudaError::Captured.leaves_the_group_usable());
+        let captured = CudaError::Captured { which: "over TCP" };
+        assert!(captured.leaves_the_group_usable());
     }
 }

@@ -152,13 +152,16 @@ impl DeviceGroup {
                     false => exchange.one_shot(),
                 }
             }?;
-            self.link.done();
             start += tokens;
         }
         self.mark_end()
     }
 
     fn mark_end(&mut self) -> Result<(), CudaError> {
+        // An event of a graph cannot be asked whether it is over.
+        if self.base.device.is_capturing()? {
+            return Ok(());
+        }
         if self.unchecked == self.ends.len() {
             let event = self.base.device.context().new_event(None);
             self.ends.push(event.map_err(driver("make an event"))?);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 use bytemuck::Zeroable;
-use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::sys::CUevent_flags;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -240,11 +240,7 @@ impl<'a> Bench<'a> {
 fn timed(device: &Device, submit: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<Vec<f64>> {
     let stream = device.stream();
     device.finish(DEADLINE, &mut || Ok(()), &mut || {})?;
-    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
-    let submitted = (0..LAUNCHES).try_for_each(|_| submit());
-    let graph = stream.end_capture(CUgraphInstantiate_flags(0))?;
-    submitted?;
-    let graph = graph.context("the driver captured no graph")?;
+    let graph = device.capture(|| (0..LAUNCHES).try_for_each(|_| submit()))?;
     graph.launch()?;
     let mut us = Vec::new();
     for _ in 0..REPEATS {

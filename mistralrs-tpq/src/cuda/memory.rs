@@ -44,12 +44,13 @@ impl Buffer {
     }
 
     /// Makes it at least `len` bytes long; what was in it is lost when it grows. Grows by half, so that a group whose
-    /// messages vary soon allocates no more.
-    pub(super) fn grow(&mut self, device: &Device, len: usize) -> Result<(), CudaError> {
-        if len > self.len {
-            *self = Self::zeroed(device, len.next_multiple_of(256).max(self.len / 2 * 3))?;
+    /// messages vary soon allocates no more. Returns the memory that it was before, if it is another now.
+    pub(super) fn grow(&mut self, device: &Device, len: usize) -> Result<Option<Self>, CudaError> {
+        if len <= self.len {
+            return Ok(None);
         }
-        Ok(())
+        let grown = Self::zeroed(device, len.next_multiple_of(256).max(self.len / 2 * 3))?;
+        Ok(Some(std::mem::replace(self, grown)))
     }
 
     pub(super) fn address(&self) -> u64 {

@@ -34,10 +34,10 @@ pub(super) struct Nccl {
     ranks: usize,
     communicator: Communicator,
     /// Payloads of all ranks, by stage: `stride` bytes from one header to the next.
-    gathered: [Buffer; 2],
+    gathered: [Room; 2],
     strides: [usize; 2],
     /// This rank's rows of all ranks' partial sums.
-    scattered: Buffer,
+    scattered: Room,
 }
 
 impl Nccl {
@@ -94,7 +94,7 @@ impl Nccl {
         // SAFETY: the communicator is written.
         let made = unsafe { result::comm_init_rank(&mut communicator, ranks as i32, id, rank as i32) };
         made.map_err(refused("join a group"))?;
-        let buffer = || Buffer::zeroed(device, ranks * (HEADER_LEN + ALIGNMENT));
+        let buffer = || Room::new(device, ranks * (HEADER_LEN + ALIGNMENT));
         let mut nccl = Self {
             rank,
             ranks,
@@ -116,7 +116,7 @@ impl Nccl {
     }
 
     fn header(&self, stage: Stage, rank: usize) -> u64 {
-        self.gathered[stage as usize].address() + (rank * self.strides[stage as usize]) as u64
+        self.gathered[stage as usize].buffer.address() + (rank * self.strides[stage as usize]) as u64
     }
 }
 
@@ -161,7 +161,7 @@ impl Link for Nccl {
         let len = |rank: usize| cuts[rank + 1] - cuts[rank];
         let stride = (HEADER_LEN + len(self.rank)).next_multiple_of(ALIGNMENT);
         self.scattered.grow(device, self.ranks * stride)?;
-        let slot = |rank: usize| self.scattered.address() + (rank * stride) as u64;
+        let slot = |rank: usize| self.scattered.buffer.address() + (rank * stride) as u64;
         let header = self.header(Stage::Partial, self.rank);
         let rows = |rank: usize| header + (HEADER_LEN + cuts[rank]) as u64;
         let link = Transfer {
@@ -195,13 +195,6 @@ impl Link for Nccl {
             whole: false,
         })
     }
-
-    /// Cleared before use, as a payload's header is read by the very kernel that could clear it.
-    fn reset(&mut self, _stage: Stage) -> u64 {
-        0
-    }
-
-    fn done(&mut self) {}
 
     fn check(&mut self) -> Result<(), CudaError> {
         let mut state = ncclResult_t::ncclSuccess;
@@ -246,6 +239,42 @@ impl Transfer {
         let (to, kind) = (to as *mut c_void, ncclDataType_t::ncclUint8);
         // SAFETY: the caller's promise.
         unsafe { result::recv(to, len, kind, from as i32, self.communicator, self.stream) }.map(|_| ())
+    }
+}
+
+/// Memory that grows to the largest message. What a captured graph refers to stays.
+#[derive(Debug)]
+struct Room {
+    buffer: Buffer,
+    /// Whether a graph has the buffer's address.
+    in_graph: bool,
+    /// Buffers before this one that a graph has.
+    kept: Vec<Buffer>,
+}
+
+impl Room {
+    fn new(device: &Device, len: usize) -> Result<Self, CudaError> {
+        Ok(Self {
+            buffer: Buffer::zeroed(device, len)?,
+            in_graph: false,
+            kept: Vec::new(),
+        })
+    }
+
+    fn grow(&mut self, device: &Device, len: usize) -> Result<(), CudaError> {
+        let captured = device.is_capturing()?;
+        if captured && len > self.buffer.len() {
+            return Err(CudaError::Captured {
+                which: "of more bytes than any before it",
+            });
+        }
+        if let Some(old) = self.buffer.grow(device, len)? {
+            if std::mem::take(&mut self.in_graph) {
+                self.kept.push(old);
+            }
+        }
+        self.in_graph |= captured;
+        Ok(())
     }
 }
 

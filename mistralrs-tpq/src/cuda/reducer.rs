@@ -97,12 +97,18 @@ impl DeviceReducer {
         &self.device
     }
 
+    /// Whether exchanges may be captured into CUDA graphs. Whoever replays one calls [`DeviceReducer::check`] after it, on all ranks; a
+    /// rank may as well run the same exchanges without a graph. Of no use once the reducer is gone.
+    pub fn captures(&self) -> bool {
+        matches!(self.way, Way::Group(_)) && self.config.exchange.nonfinite == NonFinite::Fail
+    }
+
     /// Adds to the stream: the sum of all ranks' values. `choice` tells apart codecs of one site.
     ///
     /// # Errors
     /// What [`Communicator::all_reduce`] and the device report. Over GPU links another rank's fault, and NaN, are seen by
-    /// [`DeviceReducer::check`] only, unless the configuration wants NaN to be exchanged again. [`CudaError::Captured`] while the stream is
-    /// captured into a graph.
+    /// [`DeviceReducer::check`] only, unless the configuration wants NaN to be exchanged again. [`CudaError::Captured`] of an exchange
+    /// that a graph cannot repeat, while the stream is captured into one.
     ///
     /// # Safety
     /// As [`DeviceGroup::all_reduce`].
@@ -116,10 +122,9 @@ impl DeviceReducer {
         if operands.tokens == 0 {
             return Ok(ExchangeStats::default());
         }
-        // All ranks run the same steps, so all refuse here and none waits for the others.
-        if self.device.is_capturing()? {
-            return Err(CudaError::Captured);
-        }
+        let captured = self.device.is_capturing()?;
+        // Nobody waits for this rank then: nothing is exchanged during a capture.
+        let refuse = |which| Err(CudaError::Captured { which });
         let auto = match &self.way {
             Way::Group(_) => Some(&ON_DEVICE[..]),
             // As ranks without a GPU choose.
@@ -128,6 +133,7 @@ impl DeviceReducer {
         let chosen = communicator.chosen(codec, operands.tokens, operands.dtype, auto);
         let tables = match self.tables.entry((site.id, choice)) {
             Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(_) if captured => return refuse("of a layer that has not exchanged before"),
             Entry::Vacant(entry) => entry.insert(SiteTables::new(&self.device, codec)?),
         };
         let device = &self.device;
@@ -136,6 +142,9 @@ impl DeviceReducer {
         unsafe {
             match (&mut self.way, tables) {
                 (Way::Group(group), Some(tables)) if on_device(chosen) => {
+                    if captured && self.config.exchange.nonfinite == NonFinite::Fallback {
+                        return refuse("with `exchange.nonfinite: fallback`");
+                    }
                     group.all_reduce(site.id, tables, chosen, operands)?;
                     let stats = ExchangeStats {
                         bytes_sent: communicator.predict(codec, operands.tokens, operands.dtype, chosen),
@@ -146,6 +155,7 @@ impl DeviceReducer {
                     }
                     group_or_lossless(group, communicator, site, (tables, chosen), operands, stats)
                 }
+                _ if captured => refuse("through the host's memory"),
                 (Way::Tcp, Some(tables)) if chosen == Chosen::OneShot => {
                     let staged = made(&mut self.host, device, communicator, timeout)?;
                     staged.one_shot(communicator, site, codec, tables, operands)

@@ -242,7 +242,7 @@ impl Staged {
         self.own.grow(&self.device, frame_len)?;
         self.room.grow(&self.device, frame_len * (self.ranks - 1))?;
         let stride = (HEADER_LEN + payload_len).next_multiple_of(ALIGNMENT);
-        self.flow.payloads.grow(&self.device, stride * self.ranks)?;
+        drop(self.flow.payloads.grow(&self.device, stride * self.ranks)?);
         if stride != self.flow.stride {
             self.flow.stride = stride;
             // Headers are where payloads were. A peer's says nothing here: its marks came with the frame.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::CudaGraph;
 use mistralrs_tpq::codec::{Codec, CodecError, Dtype, EncodeStats, Paper, PaperTables, Values};
 use mistralrs_tpq::cuda::{CudaError, Device, DeviceReducer, DeviceTensor, GpuLink, ReducerConfig};
 use mistralrs_tpq::exchange::{Communicator, ExchangeConfig, ExchangeStats, Site};
@@ -67,6 +67,13 @@ pub fn values(rank: usize, tokens: usize) -> Vec<f32> {
     (0..tokens * FEATURES).map(value).collect()
 }
 
+/// An exchange in a graph, and its tensors.
+pub struct Captured {
+    graph: CudaGraph,
+    output: DeviceTensor,
+    _values: DeviceTensor,
+}
+
 pub struct Rank {
     pub rank: usize,
     pub ranks: usize,
@@ -82,27 +89,32 @@ impl Rank {
         let stats = self.exchange(site, codec, &values, &mut output)?;
         assert!(stats.bytes_sent > 0 || input.is_empty());
         self.reducer.check(&**self.communicator.transport())?;
-        let read = output.read(&self.device)?;
-        Ok(read
-            .as_chunks()
-            .0
-            .iter()
-            .map(|word| f32::from_le_bytes(*word))
-            .collect())
+        self.read(&output)
     }
 
-    /// What an exchange says to a stream that is being captured into a graph.
-    pub fn captured(&mut self, site: u32, codec: &dyn Codec, input: &[f32]) -> Result<(), CudaError> {
-        let (input, mut output) = self.tensors(input)?;
-        let stream = self.device.stream().clone();
-        stream.synchronize().unwrap();
-        stream
-            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
-            .unwrap();
-        let outcome = self.exchange(site, codec, &input, &mut output).map(drop);
-        let no_flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        drop(stream.end_capture(no_flags).unwrap());
-        outcome
+    /// One exchange as a graph, which has not run yet.
+    pub fn capture(&mut self, site: u32, codec: &dyn Codec, input: &[f32]) -> Result<Captured, CudaError> {
+        let (values, mut output) = self.tensors(input)?;
+        let device = self.device.clone();
+        let graph = device.capture(|| self.exchange(site, codec, &values, &mut output).map(drop))?;
+        Ok(Captured {
+            graph,
+            output,
+            _values: values,
+        })
+    }
+
+    /// The sum of a graph that runs once more.
+    pub fn replay(&mut self, captured: &Captured) -> Result<Vec<f32>, CudaError> {
+        captured.graph.launch().unwrap();
+        self.reducer.check(&**self.communicator.transport())?;
+        self.read(&captured.output)
+    }
+
+    fn read(&self, output: &DeviceTensor) -> Result<Vec<f32>, CudaError> {
+        let read = output.read(&self.device)?;
+        let words = read.as_chunks().0.iter();
+        Ok(words.map(|word| f32::from_le_bytes(*word)).collect())
     }
 
     fn tensors(&self, input: &[f32]) -> Result<(DeviceTensor, DeviceTensor), CudaError> {

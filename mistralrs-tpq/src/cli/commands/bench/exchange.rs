@@ -35,6 +35,7 @@ Examples:
   tpq bench exchange -n 4 --encrypt                        (what `group.encrypt` costs here: compare with a run without)
   TPQ_RANK=0 TPQ_PEERS=10.0.0.1:7700,10.0.0.2:7700 tpq bench exchange --insecure   (the same on each host, with its rank)
   TPQ_RANK=0 TPQ_PEERS=127.0.0.1:7700,127.0.0.1:7701 tpq bench exchange --device cuda --write-table gpu.yaml
+  TPQ_RANK=0 TPQ_PEERS=127.0.0.1:7700,127.0.0.1:7701 tpq bench exchange --device cuda --graph
 
 Columns: bytes are those of the raw message; sent is what the busiest rank sends; times are of the slowest rank; algbw is raw
 bytes by time, busbw = algbw x 2(N-1)/N, both in Gbit/s; wrong counts elements outside the codec's bound, and with --device
@@ -108,6 +109,10 @@ pub struct ExchangeArgs {
     /// With --device cuda, what carries payloads, as `exchange.gpu_link`: auto, peer, nccl, tcp, host
     #[arg(long, value_name = "LINK", default_value = "auto", value_parser = ["auto", "peer", "nccl", "tcp", "host"])]
     gpu_link: String,
+    /// With --device cuda, capture the exchanges into CUDA graphs and measure those, as engines run their decode steps: without
+    /// the time that the processor takes to submit them. Over peer and nccl
+    #[arg(long)]
+    graph: bool,
     /// Also draw time against size as SVG
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -128,6 +133,9 @@ pub(super) fn run(args: &ExchangeArgs, global: &Global) -> Result<u8, CliError> 
                 missing,
             ));
         }
+    }
+    if args.graph && args.device == "cpu" {
+        return Err(CliError::Usage("--graph needs --device cuda".to_owned()));
     }
     if args.device != "cpu" && args.rank.is_none() {
         return Err(CliError::Usage(
@@ -252,12 +260,12 @@ impl Subject {
         #[cfg(feature = "cuda")]
         {
             let link = GpuLink::from_name(&args.gpu_link);
-            let gpu = Gpu::join(&**transport, args.gpu, link.unwrap_or_default(), base)?;
+            let gpu = Gpu::join(&**transport, args.gpu, (link.unwrap_or_default(), args.graph), base)?;
             Ok(Self::Cuda(Box::new(gpu)))
         }
         #[cfg(not(feature = "cuda"))]
         {
-            let _ = (transport, base, args.gpu, &args.gpu_link);
+            let _ = (transport, base, args.gpu, &args.gpu_link, args.graph);
             Err(super::without_cuda())
         }
     }
@@ -291,13 +299,14 @@ impl ExchangeArgs {
             codec: self.codec.join(","),
             // What the cases follow from: ranks with other arguments would wait for each other.
             policy: format!(
-                "bench {} {} {} {} {} {}",
+                "bench {} {} {} {} {} {} {}",
                 self.min_bytes,
                 self.max_bytes,
                 self.factor,
                 self.features,
                 self.algorithm.join(","),
-                self.gather_bits
+                self.gather_bits,
+                self.graph
             ),
         };
         let config = MeshConfig {
