@@ -49,6 +49,26 @@ impl Command {
     pub fn parse(bytes: &[u8]) -> serde_json::Result<Self> {
         serde_json::from_slice(bytes)
     }
+
+    /// Whether a step may exchange otherwise after it than before.
+    #[cfg(all(feature = "engine", feature = "cuda"))]
+    pub(crate) fn changes_exchanges(&self) -> bool {
+        match self {
+            Self::Select(_)
+            | Self::Only(_)
+            | Self::Observe(_)
+            | Self::Record(_)
+            | Self::Verify(_)
+            | Self::Meet(_)
+            | Self::Drift(_)
+            | Self::Shutdown => true,
+            Self::EndSequence
+            | Self::GatherLayer(_)
+            | Self::GatherReport { .. }
+            | Self::RestoreLayers(_)
+            | Self::ResetReport => false,
+        }
+    }
 }
 
 /// One rank's calibration state, by layer name.

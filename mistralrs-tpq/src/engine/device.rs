@@ -1,15 +1,17 @@
 //! The all-reduce of a layer whose tensors are on a GPU: the other half of the custom op in `reducer.rs`.
 
-use std::sync::Mutex;
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{CpuStorage, CudaStorage, Layout, Shape};
 
 use super::group::Group;
-use super::node::lock;
+use super::node::{lock, Node};
 use super::reducer::SiteReducer;
-use crate::codec::Codec;
+use crate::codec::{Codec, EncodeStats};
 use crate::cuda::order::PassEnd;
 use crate::cuda::{all_reduce_storage, CudaError, Device, DeviceReducer, GpuLink, ReducerConfig};
 use crate::exchange::{ExchangeStats, Site};
@@ -24,6 +26,50 @@ pub(super) struct DeviceSlot(Mutex<Option<Opened>>);
 struct Opened {
     reducer: DeviceReducer,
     end: PassEnd,
+    /// What a captured step exchanges whenever it is replayed, by the rows of its exchanges and the site.
+    captured: BTreeMap<usize, BTreeMap<u32, Exchanged>>,
+}
+
+/// For the counters.
+#[derive(Debug)]
+struct Exchanged {
+    choice: usize,
+    codec: Arc<dyn Codec>,
+    stats: ExchangeStats,
+}
+
+impl Node {
+    /// Tells apart what exchanges do when they are captured; `None` where they are not to be.
+    pub(super) fn graph_epoch(&self) -> Option<u64> {
+        let copies = self.observing() || self.recording() || self.verifying();
+        let group = self.group().ok().filter(|_| !copies)?;
+        let captures = lock(&group.device.0).as_ref()?.reducer.captures();
+        captures.then(|| self.graph_epoch.load(Ordering::Acquire))
+    }
+
+    /// Waits for the exchanges of `rows` rows of a graph that was launched, and counts them.
+    ///
+    /// # Errors
+    /// As of exchanges without a graph.
+    pub(super) fn graph_replayed(&self, rows: usize) -> Result<()> {
+        let group = self.group()?;
+        let mut slot = lock(&group.device.0);
+        let opened = slot.as_mut().context("a graph of a group that has exchanged nothing")?;
+        let seen = opened.reducer.check(&*group.transport);
+        if let Err(error) = &seen {
+            // The engine gives its graphs up after an error. Those of another epoch it tries again.
+            self.graph_epoch.fetch_add(1, Ordering::Release);
+            give_up(&mut opened.reducer, &group, self.rank(), error);
+        }
+        let mut seen = Some(seen.context("exchanges of a captured step failed")?);
+        for exchanged in opened.captured.get(&rows).into_iter().flat_map(BTreeMap::values) {
+            let mut stats = exchanged.stats;
+            // Which of them it was is not known.
+            add(&mut stats, seen.take().unwrap_or_default());
+            self.count(exchanged.choice, exchanged.codec.as_ref(), rows, group.dtype, &stats);
+        }
+        Ok(())
+    }
 }
 
 impl SiteReducer {
@@ -57,21 +103,45 @@ impl SiteReducer {
         let opened = match &mut *slot {
             Some(opened) => opened,
             empty => {
+                node.graph_epoch.fetch_add(1, Ordering::Release);
                 let opened = Opened::new(&group, storage, node.plan.exchange.gpu_link);
                 empty.insert(opened.inspect_err(told)?)
             }
         };
-        let outcome = opened.sum(&group, self.site(), (choice, codec.as_ref()), (storage, layout));
-        let (output, stats) = outcome.inspect_err(|error| {
-            if !error.leaves_the_group_usable() {
-                opened.reducer.abort();
-                group
-                    .transport
-                    .abort(error.rank().unwrap_or(node.rank()), &error.to_string());
+        let captured = opened.reducer.device().is_capturing()?;
+        let outcome = opened.sum(
+            &group,
+            self.site(),
+            (choice, codec.as_ref()),
+            (storage, layout),
+            captured,
+        );
+        if let (Err(error), false) = (&outcome, captured) {
+            give_up(&mut opened.reducer, &group, node.rank(), error);
+        }
+        let (output, stats) = outcome?;
+        match captured {
+            true => {
+                let exchanged = Exchanged { choice, codec, stats };
+                opened
+                    .captured
+                    .entry(tokens)
+                    .or_default()
+                    .insert(self.site().id, exchanged);
             }
-        })?;
-        node.count(choice, codec.as_ref(), tokens, group.dtype, &stats);
+            false => node.count(choice, codec.as_ref(), tokens, group.dtype, &stats),
+        }
         Ok(output)
+    }
+}
+
+/// Ends the group after an error that it does not survive.
+fn give_up(reducer: &mut DeviceReducer, group: &Group, own_rank: usize, error: &CudaError) {
+    if !error.leaves_the_group_usable() {
+        reducer.abort();
+        group
+            .transport
+            .abort(error.rank().unwrap_or(own_rank), &error.to_string());
     }
 }
 
@@ -87,6 +157,7 @@ impl Opened {
         Ok(Self {
             reducer: reducer.context("the GPUs of the group cannot exchange")?,
             end: PassEnd::default(),
+            captured: BTreeMap::new(),
         })
     }
 
@@ -96,15 +167,19 @@ impl Opened {
         site: &Site,
         codec: (usize, &dyn Codec),
         tensor: (&CudaStorage, &Layout),
+        captured: bool,
     ) -> Result<(CudaStorage, ExchangeStats), CudaError> {
         let (output, mut stats) = all_reduce_storage(&mut self.reducer, &group.communicator, site, codec, tensor)?;
-        if self.end.is_here(site.id) {
-            let seen = self.reducer.check(&*group.transport)?;
-            stats.clipped += seen.clipped;
-            stats.nonfinite += seen.nonfinite;
+        if !captured && self.end.is_here(site.id) {
+            add(&mut stats, self.reducer.check(&*group.transport)?);
         }
         Ok((output, stats))
     }
+}
+
+fn add(stats: &mut ExchangeStats, seen: EncodeStats) {
+    stats.clipped += seen.clipped;
+    stats.nonfinite += seen.nonfinite;
 }
 
 fn through_cpu(

@@ -1,6 +1,8 @@
 //! This process's place in the group: links, codecs, counters.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "cuda")]
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,6 +48,9 @@ pub struct Node {
     /// Set on all ranks of a recording.
     pub(super) recorder: OnceLock<Recorder>,
     pub(super) drift: Option<Monitor>,
+    /// Another number whenever exchanges that were captured into CUDA graphs are no longer those of a step.
+    #[cfg(feature = "cuda")]
+    pub(super) graph_epoch: AtomicU64,
 }
 
 impl std::fmt::Debug for Node {
@@ -99,6 +104,8 @@ impl Node {
             reports: Mutex::default(),
             logits: LogitsLog::default(),
             recorder: OnceLock::new(),
+            #[cfg(feature = "cuda")]
+            graph_epoch: AtomicU64::default(),
         })
     }
 
@@ -318,6 +325,10 @@ impl Node {
     }
 
     pub(super) fn obey(&self, command: Command) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if command.changes_exchanges() {
+            self.graph_epoch.fetch_add(1, Ordering::Release);
+        }
         match &command {
             Command::Select(choice) => {
                 ensure!(

@@ -42,6 +42,16 @@ impl AllReduceProvider for Provider {
         least.map(|least| least as usize).map_err(candle)
     }
 
+    #[cfg(feature = "cuda")]
+    fn graph_epoch(&self) -> Option<u64> {
+        self.node.graph_epoch()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn graph_replayed(&self, rows: usize) -> Result<()> {
+        self.node.graph_replayed(rows).map_err(candle)
+    }
+
     fn reducer(&self, site: &ReduceSite) -> Result<Arc<dyn AllReduce>> {
         let site = if site.name.is_empty() {
             "unnamed".into()
