@@ -108,29 +108,12 @@ impl SiteReducer {
                 empty.insert(opened.inspect_err(told)?)
             }
         };
-        let captured = opened.reducer.device().is_capturing()?;
-        let outcome = opened.sum(
-            &group,
-            self.site(),
-            (choice, codec.as_ref()),
-            (storage, layout),
-            captured,
-        );
-        if let (Err(error), false) = (&outcome, captured) {
-            give_up(&mut opened.reducer, &group, node.rank(), error);
+        if opened.reducer.device().is_capturing()? {
+            return Ok(opened.capture(&group, self.site(), (choice, codec), (storage, layout), tokens)?);
         }
-        let (output, stats) = outcome?;
-        match captured {
-            true => {
-                let exchanged = Exchanged { choice, codec, stats };
-                opened
-                    .captured
-                    .entry(tokens)
-                    .or_default()
-                    .insert(self.site().id, exchanged);
-            }
-            false => node.count(choice, codec.as_ref(), tokens, group.dtype, &stats),
-        }
+        let outcome = opened.sum(&group, self.site(), (choice, codec.as_ref()), (storage, layout));
+        let (output, stats) = outcome.inspect_err(|error| give_up(&mut opened.reducer, &group, node.rank(), error))?;
+        node.count(choice, codec.as_ref(), tokens, group.dtype, &stats);
         Ok(output)
     }
 }
@@ -167,13 +150,28 @@ impl Opened {
         site: &Site,
         codec: (usize, &dyn Codec),
         tensor: (&CudaStorage, &Layout),
-        captured: bool,
     ) -> Result<(CudaStorage, ExchangeStats), CudaError> {
         let (output, mut stats) = all_reduce_storage(&mut self.reducer, &group.communicator, site, codec, tensor)?;
-        if !captured && self.end.is_here(site.id) {
+        if self.end.is_here(site.id) {
             add(&mut stats, self.reducer.check(&*group.transport)?);
         }
         Ok((output, stats))
+    }
+
+    /// Adds an exchange of `rows` rows to the graph that is being captured. Nothing is exchanged yet: an error is this rank's alone.
+    fn capture(
+        &mut self,
+        group: &Group,
+        site: &Site,
+        (choice, codec): (usize, Arc<dyn Codec>),
+        tensor: (&CudaStorage, &Layout),
+        rows: usize,
+    ) -> Result<CudaStorage, CudaError> {
+        let chosen = (choice, codec.as_ref());
+        let (output, stats) = all_reduce_storage(&mut self.reducer, &group.communicator, site, chosen, tensor)?;
+        let exchanged = Exchanged { choice, codec, stats };
+        self.captured.entry(rows).or_default().insert(site.id, exchanged);
+        Ok(output)
     }
 }
 
