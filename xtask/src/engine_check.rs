@@ -7,11 +7,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{ensure, Context, Result};
 
 use crate::args::EngineCheckArgs;
+use crate::cuda_check::types;
 use crate::setup::checkout;
 use crate::setup::overlay::{Base, Changes};
 use crate::setup::plan;
@@ -72,6 +73,16 @@ const IN_ENGINE: [&[&str]; 4] = [
     ],
     &["build", "-p", "mistralrs-cli"],
 ];
+/// What is there for GPUs only: types, with a stand-in for nvcc.
+const FOR_CUDA: [&str; 7] = [
+    "check",
+    "-p",
+    "mistralrs-tpq",
+    "--features",
+    "cuda,nccl",
+    "--lib",
+    "--bins",
+];
 /// What the tests of mistralrs-tpq read beside its folder, and those of mistralrs-core in its checkout.
 const BESIDE: [&str; 3] = ["configs", "docs", "examples"];
 const BESIDE_CORE: &str = "toml-selectors";
@@ -82,7 +93,7 @@ pub fn run(workspace: &Workspace, options: &EngineCheckArgs) -> Result<ExitCode>
     let version = checkout::version(&options.checkout)?;
     let series = checkout::series(&workspace.patches(), &version, None)?;
     let base = Base::in_folder(&version, &options.checkout, &crates(&options.checkout)?);
-    let mut steps = Steps::new(if options.series_only { 2 } else { 2 + IN_ENGINE.len() });
+    let mut steps = Steps::new(if options.series_only { 2 } else { 3 + IN_ENGINE.len() });
     let scratch = tempfile::tempdir()?;
     let patched = scratch.path().join(&version);
     let mut changes = steps.quiet("apply", || {
@@ -116,8 +127,12 @@ pub fn run(workspace: &Workspace, options: &EngineCheckArgs) -> Result<ExitCode>
     let checkout = fs::canonicalize(&options.checkout)?;
     link_to(&checkout.join(BESIDE_CORE), &engine.join(BESIDE_CORE))?;
     for words in IN_ENGINE {
-        cargo(&mut steps, workspace, &engine, words)?;
+        cargo(&mut steps, words, command(workspace, &engine, words, "build"))?;
     }
+    // What the stand-in made must not be taken for kernels by a build.
+    let mut check = command(workspace, &engine, &FOR_CUDA, "cuda-types");
+    types::use_stand_in(&mut check, scratch.path())?;
+    cargo(&mut steps, &FOR_CUDA, check)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -239,17 +254,23 @@ fn put(path: &Path, text: &str) -> Result<()> {
     }
 }
 
-fn cargo(steps: &mut Steps, workspace: &Workspace, folder: &Path, words: &[&str]) -> Result<()> {
+/// `cargo WORDS` in the patched engine; what it makes lies in `folder` of the check's.
+fn command(workspace: &Workspace, engine: &Path, words: &[&str], folder: &str) -> Command {
+    let mut cargo = workspace.cargo();
+    cargo.current_dir(engine).args(words);
+    // The engine's own development profile is as slow to build as a release.
+    cargo.envs([
+        ("CARGO_PROFILE_DEV_OPT_LEVEL", "1"),
+        ("CARGO_PROFILE_DEV_DEBUG", "false"),
+    ]);
+    let target = workspace.root().join("target/engine-check").join(folder);
+    cargo.env("CARGO_TARGET_DIR", target);
+    cargo
+}
+
+fn cargo(steps: &mut Steps, words: &[&str], mut command: Command) -> Result<()> {
     steps.loud(&format!("cargo {}", words.join(" ")), || {
-        let mut cargo = workspace.cargo();
-        cargo.current_dir(folder).args(words);
-        // The engine's own development profile is as slow to build as a release.
-        cargo.envs([
-            ("CARGO_PROFILE_DEV_OPT_LEVEL", "1"),
-            ("CARGO_PROFILE_DEV_DEBUG", "false"),
-        ]);
-        cargo.env("CARGO_TARGET_DIR", workspace.root().join("target/engine-check/build"));
-        let status = cargo.status().context("cannot run cargo")?;
+        let status = command.status().context("cannot run cargo")?;
         ensure!(status.success(), "cargo failed, see above");
         Ok(((), "ok"))
     })

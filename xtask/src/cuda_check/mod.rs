@@ -5,7 +5,7 @@
 
 mod soft_gpu;
 mod toolkit;
-mod types;
+pub(crate) mod types;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};

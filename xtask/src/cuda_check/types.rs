@@ -40,24 +40,28 @@ pub(super) fn check(workspace: &Workspace) -> Result<()> {
 
 /// `cargo COMMAND` of the crate with these features; `folder` is for the stand-in.
 pub(super) fn cargo(workspace: &Workspace, folder: &Path, command: &str, features: &str) -> Result<Command> {
+    let mut cargo = workspace.cargo();
+    cargo
+        .args([command, "--quiet", "-p", "mistralrs-tpq", "--no-default-features"])
+        .args(["--features", features])
+        // What the stand-in made must not be taken for kernels by a build.
+        .env("CARGO_TARGET_DIR", workspace.root().join("target/cuda-types"));
+    use_stand_in(&mut cargo, folder)?;
+    Ok(cargo)
+}
+
+/// Makes `cargo` take a stand-in for nvcc, in `folder`.
+pub(crate) fn use_stand_in(cargo: &mut Command, folder: &Path) -> Result<()> {
     let nvcc = stand_in(folder)?;
     let mut path = folder.as_os_str().to_owned();
     if let Some(inherited) = std::env::var_os("PATH") {
         path.push(":");
         path.push(inherited);
     }
-    let mut cargo = workspace.cargo();
-    cargo
-        .args([command, "--quiet", "-p", "mistralrs-tpq", "--no-default-features"])
-        .args(["--features", features])
-        // The builders of kernels ask for it, and the engine's build scripts run what is in PATH.
-        .env("NVCC", &nvcc)
-        .env("PATH", path)
-        .env("CUDA_COMPUTE_CAP", "80")
-        .env("CUDARC_CUDA_VERSION", VERSION)
-        // What the stand-in made must not be taken for kernels by a build.
-        .env("CARGO_TARGET_DIR", workspace.root().join("target/cuda-types"));
-    Ok(cargo)
+    // The builders of kernels ask for it, and the engine's build scripts run what is in PATH.
+    cargo.env("NVCC", &nvcc).env("PATH", path);
+    cargo.env("CUDA_COMPUTE_CAP", "80").env("CUDARC_CUDA_VERSION", VERSION);
+    Ok(())
 }
 
 /// An nvcc that leaves an empty file where a compiler would leave its result.
