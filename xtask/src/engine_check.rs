@@ -25,12 +25,19 @@ use crate::workspace::Workspace;
 const LEFT_OUT: &str = "mistralrs-pyo3";
 /// Published candle that has what engine 0.9.2 uses of it.
 const CANDLE: &str = "0.11.1";
-/// File, what stands there, what has to: candle 0.11.1 has another lock than the git revision.
-const FOR_CANDLE: [(&str, &str, &str); 1] = [(
-    "mistralrs-quant/src/rotary/mod.rs",
-    "(std::sync::RwLockReadGuard<'a, Storage>, &'a Layout)",
-    "(impl std::ops::Deref<Target = Storage>, &'a Layout)",
-)];
+/// File, what stands there, what has to: candle 0.11.1 has another lock and another cudarc than the git revision.
+const FOR_CANDLE: [(&str, &str, &str); 2] = [
+    (
+        "mistralrs-quant/src/rotary/mod.rs",
+        "(std::sync::RwLockReadGuard<'a, Storage>, &'a Layout)",
+        "(impl std::ops::Deref<Target = Storage>, &'a Layout)",
+    ),
+    (
+        "mistralrs-core/src/pipeline/cuda_graph.rs",
+        "FLAG_AUTO_FREE_ON_LAUNCH as u64",
+        "FLAG_AUTO_FREE_ON_LAUNCH.0 as u64",
+    ),
+];
 
 /// What is run in the patched engine, cheapest first. The `ring` feature is for the tests of the ring's own patches.
 const IN_ENGINE: [&[&str]; 4] = [

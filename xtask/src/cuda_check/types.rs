@@ -50,9 +50,10 @@ pub(super) fn cargo(workspace: &Workspace, folder: &Path, command: &str, feature
     Ok(cargo)
 }
 
-/// Makes `cargo` take a stand-in for nvcc, in `folder`.
+/// Makes `cargo` take a stand-in for nvcc, in `folder`, and one for git, with which builders of kernels fetch headers.
 pub(crate) fn use_stand_in(cargo: &mut Command, folder: &Path) -> Result<()> {
-    let nvcc = stand_in(folder)?;
+    let nvcc = stand_in(folder, "nvcc", NVCC)?;
+    stand_in(folder, "git", GIT)?;
     let mut path = folder.as_os_str().to_owned();
     if let Some(inherited) = std::env::var_os("PATH") {
         path.push(":");
@@ -60,14 +61,15 @@ pub(crate) fn use_stand_in(cargo: &mut Command, folder: &Path) -> Result<()> {
     }
     // The builders of kernels ask for it, and the engine's build scripts run what is in PATH.
     cargo.env("NVCC", &nvcc).env("PATH", path);
+    // Else those headers would be missing from later builds.
+    cargo.env("CUDAFORGE_HOME", folder);
     cargo.env("CUDA_COMPUTE_CAP", "80").env("CUDARC_CUDA_VERSION", VERSION);
     Ok(())
 }
 
-/// An nvcc that leaves an empty file where a compiler would leave its result.
-fn stand_in(folder: &Path) -> Result<PathBuf> {
-    let path = folder.join("nvcc");
-    std::fs::write(&path, SCRIPT).with_context(|| format!("cannot write {}", path.display()))?;
+fn stand_in(folder: &Path, name: &str, script: &str) -> Result<PathBuf> {
+    let path = folder.join(name);
+    std::fs::write(&path, script).with_context(|| format!("cannot write {}", path.display()))?;
     make_executable(&path)?;
     Ok(path)
 }
@@ -83,7 +85,8 @@ fn make_executable(_path: &Path) -> Result<()> {
     Ok(())
 }
 
-const SCRIPT: &str = r#"#!/bin/sh
+/// Leaves an empty file where a compiler would leave its result.
+const NVCC: &str = r#"#!/bin/sh
 folder= out= source=
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -96,4 +99,10 @@ while [ $# -gt 0 ]; do
 done
 if [ -n "$out" ]; then : > "$out"; fi
 if [ -n "$folder" ] && [ -n "$source" ]; then : > "$folder/$(basename "$source" .cu).ptx"; fi
+"#;
+
+/// Leaves an empty folder where a repository would be.
+const GIT: &str = r#"#!/bin/sh
+for last; do :; done
+if [ "$1" = clone ]; then mkdir -p "$last"; fi
 "#;
