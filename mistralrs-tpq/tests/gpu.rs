@@ -128,12 +128,10 @@ fn kernels_on_the_device_match_the_specification() {
 
 #[test]
 fn a_killed_rank_ends_the_others_soon_and_is_named() {
-    for link in LINKS {
-        let mut processes = start(
-            link,
-            3,
-            &["--seconds", "2", "--min-bytes", "8192", "--max-bytes", "65536"],
-        );
+    let in_graphs = ["peer", "nccl"].map(|link| (link, &["--graph"][..]));
+    for (link, graph) in LINKS.map(|link| (link, &[][..])).into_iter().chain(in_graphs) {
+        let sizes = ["--seconds", "2", "--min-bytes", "8192", "--max-bytes", "65536"];
+        let mut processes = start(link, 3, &[&sizes[..], graph].concat());
         // Exchanges run: rank 0 has printed the row of the first case, of some dozens.
         while processes[0].stdout().is_empty() {
             assert!(processes[0].left() > Duration::ZERO, "{link}");
@@ -212,6 +210,37 @@ fn nan_fails_on_all_ranks_and_the_next_exchange_is_right() {
                 assert_eq!(failed.rank(), Some(2), "{link:?}: {failed}");
                 assert_eq!(sum, &outcomes[0].1, "{link:?}, {algorithm:?}");
             }
+        }
+    }
+}
+
+#[test]
+fn nan_in_a_graph_fails_on_all_ranks_at_each_replay_and_the_group_works_on() {
+    if !on_stand_in() {
+        eprintln!("needs NCCL between threads of one process, which takes a GPU once only");
+        return;
+    }
+    let config = config(NonFinite::Fail, Algorithm::OneShot);
+    let outcomes = ranks(3, GpuLink::Nccl, config, |rank: &mut Rank| {
+        let codec = codec(rank.ranks);
+        let mut input = values(rank.rank, 4);
+        let once = |rank: &mut Rank| rank.all_reduce(0, &codec, &values(rank.rank, 4)).unwrap();
+        let first = once(rank);
+        if rank.rank == 2 {
+            input[FEATURES + 3] = f32::NAN;
+        }
+        let graph = rank.capture(0, &codec, &input).unwrap();
+        let failed = [0, 1].map(|_| {
+            let error = rank.replay(&graph).unwrap_err();
+            (error, once(rank) == first)
+        });
+        (failed, first == rank.expected(&codec, 4))
+    });
+    for (failed, right) in outcomes {
+        assert!(right);
+        for (error, same) in failed {
+            assert_eq!(error, CudaError::NonFinite { ranks: vec![2] });
+            assert!(same, "after {error}");
         }
     }
 }
