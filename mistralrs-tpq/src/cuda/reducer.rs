@@ -97,8 +97,9 @@ impl DeviceReducer {
         &self.device
     }
 
-    /// Whether exchanges may be captured into CUDA graphs. Whoever replays one calls [`DeviceReducer::check`] after it, on all ranks; a
-    /// rank may as well run the same exchanges without a graph. Of no use once the reducer is gone.
+    /// Whether exchanges may be captured into CUDA graphs, on all ranks at one place, and replayed so. Who replays one calls
+    /// [`DeviceReducer::check`] after it. Over peer memory a rank may as well run the same exchanges without a graph; NCCL wants all
+    /// ranks alike. A graph must not run any more once the reducer is gone.
     pub fn captures(&self) -> bool {
         matches!(self.way, Way::Group(_)) && self.config.exchange.nonfinite == NonFinite::Fail
     }
