@@ -64,44 +64,42 @@ impl Gpu {
     ) -> Result<Option<Row>> {
         let (rank, ranks) = (transport.rank(), transport.world_size());
         let codec = exchange::codec(case, ranks)?;
-        let communicator = Communicator::new(Arc::clone(transport), exchange::config(case, base));
-        let site = exchange::site();
-        let rounds = if self.in_graphs { IN_GRAPH } else { 1 };
         let tensor = |bytes: &[u8]| DeviceTensor::new(&self.device, (case.tokens, case.features), case.dtype, bytes);
-        let input = |round: usize| tensor(exchange::input(case, rank + round * ranks).bytes());
-        let values = (0..rounds).map(input).collect::<Result<Vec<_>, _>>()?;
-        let zeros = || (0..rounds).map(|_| tensor(&[])).collect::<Result<Vec<_>, _>>();
-        let mut outputs = zeros()?;
+        let rounds = 0..if self.in_graphs { IN_GRAPH } else { 1 };
+        let zeros = || rounds.clone().map(|_| tensor(&[])).collect::<Result<Vec<_>, _>>();
+        let input = |round| tensor(exchange::input(case, rank + round * ranks).bytes());
         self.cases += 1;
-        let (choice, mut bytes_sent) = (self.cases, 0);
-        let reducer = &mut self.reducer;
-        let mut submit = |reducer: &mut DeviceReducer, outputs: &mut [DeviceTensor]| -> Result<(), CudaError> {
-            for (values, output) in values.iter().zip(outputs) {
-                let stats = reducer.all_reduce_tensor(&communicator, &site, (choice, &*codec), values, output)?;
-                bytes_sent = stats.bytes_sent;
-            }
-            Ok(())
+        let exchanges = Exchanges {
+            communicator: Communicator::new(Arc::clone(transport), exchange::config(case, base)),
+            choice: self.cases,
+            codec: &*codec,
+            values: rounds.clone().map(input).collect::<Result<_, _>>()?,
         };
-        let graph = match self.in_graphs {
-            true => {
-                // The codec's tables get to the device with its first exchange. Into other memory, as sums that a graph did not
-                // write would be right all the same.
-                submit(reducer, &mut zeros()?)?;
-                Some(self.device.capture(|| submit(reducer, &mut outputs))?)
-            }
-            false => None,
+        let (reducer, mut outputs) = (&mut self.reducer, zeros()?);
+        // The codec's tables get to the device with its first exchange. Into other memory, as sums that a graph did not write
+        // would be right all the same.
+        let mut first = zeros()?;
+        let bytes_sent = exchanges.submit(reducer, &mut first)?;
+        reducer.check(&**transport)?;
+        drop(first);
+        let capture = |reducer: &mut DeviceReducer, outputs: &mut [DeviceTensor]| {
+            let submit = || exchanges.submit(reducer, outputs).map(|_| ());
+            self.device.capture(submit)
         };
+        let graph = self.in_graphs.then(|| capture(reducer, &mut outputs)).transpose()?;
         let mut once = || -> Result<f64> {
             let stream = self.device.stream();
             let start = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
             match &graph {
                 Some(graph) => graph.launch()?,
-                None => submit(reducer, &mut outputs)?,
+                None => {
+                    exchanges.submit(reducer, &mut outputs)?;
+                }
             }
             let end = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
             reducer.check(&**transport)?;
             self.device.finish(DEADLINE, &mut || Ok(()), &mut || {})?;
-            Ok(f64::from(start.elapsed_ms(&end)?) / 1e3 / rounds as f64)
+            Ok(f64::from(start.elapsed_ms(&end)?) / 1e3 / rounds.len() as f64)
         };
         let (us_median, us_p99) = exchange::time(transport, effort, &mut once)?;
         let (mut wrong, mut digest) = (0, Sha256::new());
@@ -118,6 +116,27 @@ impl Gpu {
             digest: digest.finalize().into(),
         };
         exchange::gather(transport, case, report)
+    }
+}
+
+/// Those of a case, one after the other.
+struct Exchanges<'a> {
+    communicator: Communicator,
+    choice: usize,
+    codec: &'a dyn Codec,
+    values: Vec<DeviceTensor>,
+}
+
+impl Exchanges<'_> {
+    /// Adds them to the stream. Bytes that this rank sends in each.
+    fn submit(&self, reducer: &mut DeviceReducer, outputs: &mut [DeviceTensor]) -> Result<u64, CudaError> {
+        let (site, codec) = (exchange::site(), (self.choice, self.codec));
+        let mut bytes_sent = 0;
+        for (values, output) in self.values.iter().zip(outputs) {
+            let stats = reducer.all_reduce_tensor(&self.communicator, &site, codec, values, output)?;
+            bytes_sent = stats.bytes_sent;
+        }
+        Ok(bytes_sent)
     }
 }
 
