@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_void, CStr};
+use std::mem::ManuallyDrop;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -205,11 +206,7 @@ impl Link for Nccl {
     }
 
     fn abort(&mut self) {
-        let communicator = std::mem::replace(&mut self.communicator.0, std::ptr::null_mut());
-        if !communicator.is_null() {
-            // SAFETY: open until now, and not used again. Ends its kernels, also those that wait for a lost rank.
-            let _ = unsafe { result::comm_abort(communicator) };
-        }
+        self.communicator.abort();
     }
 }
 
@@ -285,12 +282,28 @@ struct Communicator(ncclComm_t);
 // SAFETY: NCCL allows any thread, one at a time; `Nccl` is used behind a lock.
 unsafe impl Send for Communicator {}
 
+impl Communicator {
+    /// Ends its kernels, also those that wait for a lost rank. On a thread of its own: NCCL ends them at once, but returns only
+    /// when no graph has its operations any more, and who holds such graphs may be waiting here.
+    fn abort(&mut self) {
+        if self.0.is_null() {
+            return;
+        }
+        let open = ManuallyDrop::new(Self(std::mem::replace(&mut self.0, std::ptr::null_mut())));
+        let abort = move || {
+            // SAFETY: open until now, and not used again.
+            let _ = unsafe { result::comm_abort(open.0) };
+        };
+        // Without memory for a thread it is left as it is: its kernels end with the process.
+        let _ = std::thread::Builder::new()
+            .name("tpq-nccl-abort".to_owned())
+            .spawn(abort);
+    }
+}
+
 impl Drop for Communicator {
     fn drop(&mut self) {
-        if !self.0.is_null() {
-            // SAFETY: open, and not used again.
-            let _ = unsafe { result::comm_abort(self.0) };
-        }
+        self.abort();
     }
 }
 

@@ -1,5 +1,6 @@
 // The part of libnccl.so that src/cuda/nccl.rs uses, between processes through shared memory. As the real one it waits for
-// ranks that do not come until it is aborted, and a send that no receive of its length meets is an error: there it hangs.
+// ranks that do not come until it is aborted, and aborting it waits until no graph has its transfers any more; a send that no
+// receive of its length meets is an error: there it hangs.
 
 #include "driver.hpp"
 
@@ -50,6 +51,8 @@ struct Communicator {
     Shared *shared;
     int rank, ranks;
     std::atomic<bool> aborted{false};
+    // Shared with the work of streams and graphs.
+    std::shared_ptr<int> used = std::make_shared<int>(0);
 };
 
 struct Transfer {
@@ -167,7 +170,8 @@ int ncclGroupEnd() {
     }
     auto *communicator = group.communicator;
     auto transfers = std::make_shared<std::vector<Transfer>>(std::move(group.transfers));
-    group.stream->add([communicator, transfers] { run(*communicator, *transfers); });
+    const auto used = communicator->used;
+    group.stream->add([communicator, transfers, used] { run(*communicator, *transfers); });
     group = Group{};
     return SUCCESS;
 }
@@ -216,6 +220,9 @@ int ncclCommGetAsyncError(Communicator *, int *state) {
 
 int ncclCommAbort(Communicator *communicator) {
     communicator->aborted = true;
+    while (communicator->used.use_count() > 1) {
+        usleep(1000);
+    }
     return SUCCESS;
 }
 
