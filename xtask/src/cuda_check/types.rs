@@ -62,7 +62,7 @@ pub(crate) fn use_stand_in(cargo: &mut Command, folder: &Path) -> Result<()> {
     // The builders of kernels ask for it, and the engine's build scripts run what is in PATH.
     cargo.env("NVCC", &nvcc).env("PATH", path);
     // Else those headers would be missing from later builds.
-    cargo.env("CUDAFORGE_HOME", folder);
+    cargo.env("CUDAFORGE_HOME", folder.join("fetched"));
     cargo.env("CUDA_COMPUTE_CAP", "80").env("CUDARC_CUDA_VERSION", VERSION);
     Ok(())
 }
