@@ -113,10 +113,11 @@ unpack() {
         return 3
     fi
 }
-# Two processes on this GPU run the demo model; the ranks' logits must be bit-identical.
+# Tensors of candle's on this GPU; then two processes on it run the demo model, and the ranks' logits must be bit-identical.
 part_engine() {
     local link
     unpack || return
+    "$work/engine_tests" engine::device --test-threads 1 >&2 || return
     for link in peer nccl tcp host; do
         printf 'version: 1\ncodec: {kind: dynamic}\nexchange: {gpu_link: %s}\n' $link > "$work/tpq.yaml"
         NCCL_SOCKET_IFNAME=lo "$work/tpq" bench engine --config "$work/tpq.yaml" -n 2 -m examples/demo-model --prompt 64 \

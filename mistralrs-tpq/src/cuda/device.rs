@@ -100,10 +100,17 @@ impl Device {
         let refused = driver("capture a graph");
         // As engines do it: other threads may go on using the driver.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        self.stream.begin_capture(mode).map_err(&refused)?;
-        let submitted = submit();
+        let (context, tracked) = (self.context(), self.context().is_event_tracking());
+        // SAFETY: what is captured is in the order of one stream. An event in a graph could not be waited for outside of it.
+        unsafe { context.disable_event_tracking() };
+        let began = self.stream.begin_capture(mode).map_err(|error| E::from(refused(error)));
+        let submitted = began.and_then(|()| submit());
         // Ended in any case: a stream that captures runs nothing.
         let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
+        if tracked {
+            // SAFETY: as it was before.
+            unsafe { context.enable_event_tracking() };
+        }
         submitted?;
         let none = || CudaError::ApiMisuse {
             what: "a graph of nothing".to_owned(),

@@ -188,3 +188,175 @@ fn through_cpu(
     let (output, _) = on_cpu(&storage.to_cpu_storage()?, layout)?;
     Ok(storage.device().storage_from_cpu_storage(&output)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::path::Path;
+
+    use candle_core::{Device as CandleDevice, Tensor, Var};
+    use mistralrs_quant::AllReduce;
+
+    use crate::codec::Dtype;
+    use crate::command::Command;
+    use crate::config::{Environment, Plan, PEERS_VARIABLE, RANK_VARIABLE};
+    use crate::engine::links;
+
+    const RANKS: usize = 2;
+    const SHAPE: (usize, usize, usize) = (3, 1, 64);
+
+    /// One rank: its place in the group, its GPU, a layer.
+    struct Rank {
+        node: Arc<Node>,
+        gpu: CandleDevice,
+        layer: SiteReducer,
+    }
+
+    impl Rank {
+        fn values(&self, round: usize, device: &CandleDevice) -> Tensor {
+            let value = |i: usize| ((i * 37 + self.node.rank() * 101 + round * 13) % 211) as f32 / 100.0 - 1.0;
+            let values: Vec<f32> = (0..SHAPE.0 * SHAPE.1 * SHAPE.2).map(value).collect();
+            Tensor::from_vec(values, SHAPE, device).unwrap()
+        }
+
+        /// What the processors make of it.
+        fn expected(&self, round: usize) -> Vec<f32> {
+            floats(
+                &self
+                    .layer
+                    .sum_all_reduce(&self.values(round, &CandleDevice::Cpu))
+                    .unwrap(),
+            )
+        }
+
+        fn sum(&self, round: usize) -> Vec<f32> {
+            floats(&self.layer.sum_all_reduce(&self.values(round, &self.gpu)).unwrap())
+        }
+
+        fn exchanges(&self) -> u64 {
+            self.node.counters().iter().map(|(_, report)| report.exchanges).sum()
+        }
+
+        fn stream(&self) -> Arc<cudarc::driver::CudaStream> {
+            self.gpu.as_cuda_device().unwrap().cuda_stream()
+        }
+    }
+
+    fn floats(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// NCCL takes a GPU once in a process.
+    fn a_gpu_each() -> bool {
+        let enough = crate::cuda::device_count() >= RANKS;
+        if !enough {
+            eprintln!("needs {RANKS} GPUs");
+        }
+        enough
+    }
+
+    /// Ranks as threads, with a GPU each where there are as many.
+    fn ranks(link: &str, body: impl Fn(&Rank) + Sync) {
+        let listeners: Vec<_> = (0..RANKS).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let address = |listener: &TcpListener| listener.local_addr().unwrap().to_string();
+        let peers: Vec<_> = listeners.iter().map(address).collect();
+        drop(listeners);
+        let text = format!("version: 1\ncodec: {{kind: dynamic}}\nexchange: {{gpu_link: {link}}}\n");
+        let run = |rank: usize| {
+            let plan = Plan::parse(&text, Path::new("tpq.yaml")).unwrap();
+            let variables = [(RANK_VARIABLE, rank.to_string()), (PEERS_VARIABLE, peers.join(","))];
+            let environment: Environment = variables.into_iter().collect();
+            let topology = plan.topology(&environment).unwrap();
+            let place = links::place(&plan, &topology, None).unwrap().unwrap();
+            let node = Arc::new(Node::new(plan, place, false).unwrap());
+            node.connect([7; 32], Dtype::F32).unwrap();
+            let gpu = CandleDevice::new_cuda_with_stream(rank % crate::cuda::device_count()).unwrap();
+            let layer = SiteReducer::new(node.clone(), "model.layers.0.mlp.down_proj".into()).unwrap();
+            body(&Rank { node, gpu, layer });
+        };
+        std::thread::scope(|scope| {
+            let run = &run;
+            let threads: Vec<_> = (0..RANKS).map(|rank| scope.spawn(move || run(rank))).collect();
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_layer_on_a_gpu_has_the_sums_of_processors() {
+        let links = ["tcp", "host", "nccl"].into_iter();
+        for link in links.filter(|link| *link != "nccl" || a_gpu_each()) {
+            ranks(link, |rank| {
+                for round in 0..3 {
+                    assert_eq!(rank.sum(round), rank.expected(round), "{link}");
+                }
+                assert_eq!(rank.exchanges(), 6);
+                assert_eq!(rank.node.graph_epoch().is_some(), link == "nccl");
+            });
+        }
+    }
+
+    #[test]
+    fn a_captured_step_exchanges_what_its_tensors_have_at_each_replay_and_is_counted() {
+        if !a_gpu_each() {
+            return;
+        }
+        ranks("nccl", |rank| {
+            assert_eq!(rank.node.graph_epoch(), None, "nothing is open");
+            rank.sum(0);
+            let epoch = rank.node.graph_epoch();
+            assert!(epoch.is_some());
+            let values = Var::from_tensor(&rank.values(0, &rank.gpu)).unwrap();
+            let device = Device::on(rank.stream()).unwrap();
+            let mut output = None;
+            let graph = device.capture(|| -> Result<()> {
+                output = Some(rank.layer.sum_all_reduce(values.as_tensor())?);
+                Ok(())
+            });
+            let (graph, output) = (graph.unwrap(), output.unwrap());
+            let before = rank.exchanges();
+            for round in [3, 1, 2] {
+                values.set(&rank.values(round, &rank.gpu)).unwrap();
+                graph.launch().unwrap();
+                rank.node.graph_replayed(SHAPE.0).unwrap();
+                assert_eq!(floats(&output), rank.expected(round));
+            }
+            // Three more are the processors'.
+            assert_eq!(rank.exchanges() - before, 6);
+            assert_eq!(rank.node.graph_epoch(), epoch);
+            rank.node.obey(Command::Select(Node::LOSSLESS)).unwrap();
+            assert_ne!(rank.node.graph_epoch(), epoch);
+            rank.node.obey(Command::Verify(true)).unwrap();
+            assert_eq!(rank.node.graph_epoch(), None);
+        });
+    }
+
+    #[test]
+    fn nan_in_a_replay_fails_on_all_ranks_and_puts_the_graph_out_of_date() {
+        if !a_gpu_each() {
+            return;
+        }
+        ranks("nccl", |rank| {
+            rank.sum(0);
+            let epoch = rank.node.graph_epoch();
+            let values = Var::from_tensor(&rank.values(0, &rank.gpu)).unwrap();
+            let device = Device::on(rank.stream()).unwrap();
+            let graph = device.capture(|| {
+                rank.layer
+                    .sum_all_reduce(values.as_tensor())
+                    .map(|_| ())
+                    .map_err(anyhow::Error::from)
+            });
+            let graph = graph.unwrap();
+            if rank.node.rank() == 1 {
+                let nan = Tensor::full(f32::NAN, SHAPE, &CandleDevice::Cpu).unwrap();
+                values.set(&nan.to_device(&rank.gpu).unwrap()).unwrap();
+            }
+            graph.launch().unwrap();
+            let error = rank.node.graph_replayed(SHAPE.0).unwrap_err();
+            assert!(format!("{error:#}").contains("rank 1"), "{error:#}");
+            assert_ne!(rank.node.graph_epoch(), epoch);
+            assert_eq!(rank.sum(1), rank.expected(1));
+        });
+    }
+}

@@ -67,6 +67,11 @@ void Stream::add(Work work) {
     changed.notify_all();
 }
 
+bool Stream::captures() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return capture != nullptr;
+}
+
 void Stream::drain() {
     std::unique_lock<std::mutex> lock(mutex);
     changed.wait(lock, [&] { return queue.empty(); });
@@ -182,7 +187,7 @@ int cuStreamDestroy_v2(void *stream) {
 }
 int cuStreamSynchronize(void *stream) {
     NEED_CONTEXT
-    NEED(stream_of(stream)->capture == nullptr, CAPTURE_UNSUPPORTED);
+    NEED(!stream_of(stream)->captures(), CAPTURE_UNSUPPORTED);
     stream_of(stream)->drain();
     return OK;
 }

@@ -30,6 +30,7 @@ struct Stream {
     explicit Stream(bool late = false) : late(late) { std::thread([this] { run(); }).detach(); }
     void run();
     void add(Work work);
+    bool captures();
     void drain();
 };
 

@@ -49,6 +49,24 @@ static void copy_staged(Stream *stream, uint64_t to, const void *from, size_t le
     stream->add([staged, to] { memcpy(reinterpret_cast<void *>(to), staged->data(), staged->size()); });
 }
 
+// Gives an allocation back that nothing uses any more.
+static int release(uint64_t address) {
+    std::lock_guard<std::mutex> lock(world().mutex);
+    const auto found = world().device.find(address);
+    NEED(found != world().device.end() && found->second.file >= 0, INVALID_VALUE);
+    const Memory memory = found->second;
+    const auto *end = reinterpret_cast<const uint8_t *>(address) + memory.len;
+    for (size_t i = 0; i < up(memory.len, ALIGNMENT) - memory.len; ++i) {
+        if (end[i] != FRESH) {
+            die("a kernel or copy wrote behind an allocation");
+        }
+    }
+    munmap(memory.mapped, memory.mapped_len + PAGE);
+    close(memory.file);
+    world().device.erase(found);
+    return OK;
+}
+
 struct Handle {
     uint64_t pid;
     uint64_t file;
@@ -79,19 +97,20 @@ int cuMemAlloc_v2(uint64_t *address, size_t len) {
 int cuMemFree_v2(uint64_t address) {
     NEED_CONTEXT
     drain_device();
-    std::lock_guard<std::mutex> lock(world().mutex);
-    const auto found = world().device.find(address);
-    NEED(found != world().device.end() && found->second.file >= 0, INVALID_VALUE);
-    const Memory memory = found->second;
-    const auto *end = reinterpret_cast<const uint8_t *>(address) + memory.len;
-    for (size_t i = 0; i < up(memory.len, ALIGNMENT) - memory.len; ++i) {
-        if (end[i] != FRESH) {
-            die("a kernel or copy wrote behind an allocation");
-        }
+    return release(address);
+}
+int cuMemAllocAsync(uint64_t *address, size_t len, void *) { return cuMemAlloc_v2(address, len); }
+int cuMemFreeAsync(uint64_t address, void *stream) {
+    NEED_CONTEXT
+    NEED(on_device(address, 0), INVALID_VALUE);
+    // A graph keeps what was allocated in it.
+    if (!stream_of(stream)->captures()) {
+        stream_of(stream)->add([address] {
+            if (release(address) != OK) {
+                die("memory was freed twice");
+            }
+        });
     }
-    munmap(memory.mapped, memory.mapped_len + PAGE);
-    close(memory.file);
-    world().device.erase(found);
     return OK;
 }
 int cuMemHostAlloc(void **at, size_t len, unsigned) {
