@@ -244,14 +244,14 @@ TPQ_DEVICE void decode(const Call &call, const Slots &slots, const Source &sourc
     const uint32_t token = blockIdx.y;                                                                                 \
     const uint32_t stride = gridDim.y;
 
-// Bounds of encode: threads of a block, and blocks of a processor where the compiler would choose more and spill.
+// Bounds: threads of a block, and blocks of a processor where the compiler would choose more and spill.
 #define TPQ_CODEC_DTYPE(codec, Codec, dtype, T, ...)                                                                   \
     TPQ_KERNEL(__VA_ARGS__) tpq_encode_##codec##_##dtype(TPQ_CONST tpq::Call call) {                                   \
         TPQ_INDICES                                                                                                    \
         const tpq::Slots slots = tpq::slots_of(call);                                                                  \
         tpq::encode<Codec>(call, slots, tpq::ValueRows<T>{call}, unit, token, stride);                                 \
     }                                                                                                                  \
-    TPQ_KERNEL(tpq::THREADS) tpq_decode_##codec##_##dtype(TPQ_CONST tpq::Call call) {                                  \
+    TPQ_KERNEL(__VA_ARGS__) tpq_decode_##codec##_##dtype(TPQ_CONST tpq::Call call) {                                   \
         TPQ_INDICES                                                                                                    \
         const tpq::Slots slots = tpq::slots_of(call);                                                                  \
         tpq::decode<T, false>(call, slots, tpq::Sums<Codec>{call, slots}, unit, token, stride);                        \
