@@ -160,11 +160,19 @@ fn config(nonfinite: NonFinite, algorithm: Algorithm) -> ExchangeConfig {
     }
 }
 
+/// Whether NCCL joins threads of one process: not when they share a GPU.
+fn has_nccl_in_process() -> bool {
+    let has = on_stand_in();
+    if !has {
+        eprintln!("without NCCL between threads of one process, which takes a GPU once only");
+    }
+    has
+}
+
 /// Links that threads of one process can use.
 fn in_process() -> &'static [GpuLink] {
-    match on_stand_in() {
+    match has_nccl_in_process() {
         true => &[GpuLink::Nccl, GpuLink::Tcp, GpuLink::Host],
-        // NCCL would find one GPU twice.
         false => &[GpuLink::Tcp, GpuLink::Host],
     }
 }
@@ -214,8 +222,7 @@ fn nan_fails_on_all_ranks_and_the_next_exchange_is_right() {
 
 #[test]
 fn nan_in_a_graph_fails_on_all_ranks_at_each_replay_and_the_group_works_on() {
-    if !on_stand_in() {
-        eprintln!("needs NCCL between threads of one process, which takes a GPU once only");
+    if !has_nccl_in_process() {
         return;
     }
     let config = config(NonFinite::Fail, Algorithm::OneShot);
@@ -290,8 +297,7 @@ fn a_rank_that_does_not_come_ends_the_wait_in_time() {
 
 #[test]
 fn ranks_at_different_sites_are_told_so() {
-    if !on_stand_in() {
-        eprintln!("needs NCCL between threads of one process, which takes a GPU once only");
+    if !has_nccl_in_process() {
         return;
     }
     let config = config(NonFinite::Fail, Algorithm::OneShot);
@@ -370,8 +376,7 @@ fn an_exchange_that_a_graph_cannot_repeat_is_not_captured_and_the_group_works_on
 
 #[test]
 fn a_graph_over_nccl_is_right_after_longer_messages_and_beside_exchanges_without_one() {
-    if !on_stand_in() {
-        eprintln!("needs NCCL between threads of one process, which takes a GPU once only");
+    if !has_nccl_in_process() {
         return;
     }
     // NCCL is warmed up with 8 MiB: this is longer than any message before, and raw values go as two-shot then.

@@ -82,11 +82,13 @@ impl Gpu {
         let bytes_sent = exchanges.submit(reducer, &mut first)?;
         reducer.check(&**transport)?;
         drop(first);
-        let capture = |reducer: &mut DeviceReducer, outputs: &mut [DeviceTensor]| {
-            let submit = || exchanges.submit(reducer, outputs).map(|_| ());
-            self.device.capture(submit)
+        let graph = match self.in_graphs {
+            true => {
+                let submit = || exchanges.submit(reducer, &mut outputs).map(|_| ());
+                Some(self.device.capture(submit)?)
+            }
+            false => None,
         };
-        let graph = self.in_graphs.then(|| capture(reducer, &mut outputs)).transpose()?;
         let mut once = || -> Result<f64> {
             let stream = self.device.stream();
             let start = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;

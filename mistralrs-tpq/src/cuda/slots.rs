@@ -5,8 +5,6 @@ use crate::transport::MAX_RANKS;
 
 /// Slots start at multiples of this; more than a kernel's widest access, and a whole number of cache lines.
 const ALIGNMENT: usize = 256;
-/// The inbox of the barrier, one word for each rank.
-const INBOX: usize = (8 * MAX_RANKS).next_multiple_of(ALIGNMENT);
 
 /// What a payload is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +22,8 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Where slot 0 is, its header first.
-    pub const START: usize = INBOX;
+    /// Where slot 0 is, its header first: behind the inbox, which has a word for each rank.
+    pub const START: usize = (8 * MAX_RANKS).next_multiple_of(ALIGNMENT);
 
     /// For payloads of up to `capacity` bytes.
     pub fn new(capacity: usize) -> Self {
